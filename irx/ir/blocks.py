@@ -87,12 +87,12 @@ def _half(blocks: Bytes, at: int) -> Floats:
 
 def _nibbles(codes: Bytes) -> Bytes:
     """Low halves of all bytes, then high halves: `[..., n]` to `[..., 2 n]`."""
-    return np.concatenate([codes & np.uint8(15), codes >> np.uint8(4)], axis=-1)
+    return np.concatenate([codes & 15, codes >> 4], axis=-1)
 
 
 def _fifth_bits(blocks: Bytes, at: int) -> Bytes:
     """The fifth bits of 32 elements, one bit each in 4 bytes from `at`, moved to their place in the code: `[n, 32]`."""
-    return np.unpackbits(blocks[:, at : at + 4], axis=-1, bitorder="little") << 4
+    return np.unpackbits(blocks[:, at : at + 4], axis=-1, bitorder="little") << np.uint8(4)
 
 
 def _q4_0(blocks: Bytes) -> Floats:
