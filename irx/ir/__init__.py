@@ -1,0 +1,1 @@
+"""What a program is: dims, types, values, nodes, graphs, weights, and their text form."""
