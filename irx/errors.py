@@ -158,6 +158,10 @@ class DamagedFile(IRXError):
     """A model file is truncated or its contents contradict themselves."""
 
 
+class UnsupportedFile(IRXError):
+    """A model file is whole, but holds what no builder reads: a storage format, a tokenizer, a variant of a model."""
+
+
 class TokenizerNeeded(IRXError):
     """Text was given where only ids can be used, and no tokenizer is known."""
 
@@ -237,6 +241,10 @@ class BudgetError(IRXError):
 
 class BadDevice(IRXError):
     """A device file lacks a field, has one too many, or one of the wrong kind."""
+
+
+class DeviceNotFound(IRXError):
+    """The target is this machine's GPU, and it has none that is known."""
 
 
 # --- calling what was compiled --------------------------------------------------------------------------------------

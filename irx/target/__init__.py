@@ -1,0 +1,10 @@
+"""For what a program is compiled: `Device` (facts from a TOML file) and `Target` (a device and maybe a backend).
+
+Adding a device is adding one file to `devices/`; nothing here imports torch.
+"""
+
+from irx.target.device import Device, devices, find_device
+from irx.target.host import host_cpu, host_device, host_gpu
+from irx.target.target import Target
+
+__all__ = ["Device", "Target", "devices", "find_device", "host_cpu", "host_device", "host_gpu"]
