@@ -1,10 +1,10 @@
-"""Target: what the user asked to compile for, as text and back.
+"""Target: what the user asked to compile for, as text and back. The spellings:
 
-    host                    this machine: its GPU if there is a known one, else its CPU
-    cpu, cuda               this machine's CPU, this machine's GPU
-    a100, cpu-avx512        a device by name or alias, on this machine or not
-    torch, triton           a backend on this machine
-    triton:h100             both
+host                    this machine: its GPU if there is a known one, else its CPU
+cpu, cuda               this machine's CPU, this machine's GPU
+a100, cpu-avx512        a device by name or alias, on this machine or not
+torch, triton           a backend on this machine
+triton:h100             both
 """
 
 from __future__ import annotations

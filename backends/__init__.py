@@ -1,0 +1,1 @@
+"""The backends, one package each; imported as `irx.backends`."""
