@@ -31,7 +31,8 @@ def test_unpack_equals_the_gguf_package(name: str) -> None:
     kind = gguf.GGMLQuantizationType[name.upper()]
     raw = random_blocks(form, 3, 7)
     values = blocks.unpack(raw, name)
-    assert values.dtype == np.float32 and values.shape == (3, 7, 5 * form.elements)
+    assert values.dtype == np.float32
+    assert values.shape == (3, 7, 5 * form.elements)
     np.testing.assert_array_equal(values.view(np.uint32), gguf.dequantize(raw, kind).view(np.uint32))
     assert gguf.GGML_QUANT_SIZES[kind] == (form.elements, form.bytes)
 

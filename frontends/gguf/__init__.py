@@ -1,0 +1,1 @@
+"""GGUF files: `model.load(path)` gives the model with its packed weights, `tokenizer.build_tokenizer` its text."""
