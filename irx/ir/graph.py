@@ -150,16 +150,22 @@ class Graph:
         before: Node | None = None,
         loc: Loc | None = None,
         names: Sequence[str] = (),
+        types: Sequence[Type] | None = None,
     ) -> Node:
-        """A new node, at the end or just before another. Scalars become literals. Raises TypeRuleError if ill-typed."""
+        """A new node, at the end or just before another. Scalars become literals. Raises TypeRuleError if ill-typed.
+
+        `names` are kept exactly where they are free. `types` are the result types where the caller has just inferred
+        them; they are taken on trust.
+        """
         definition = lookup(op) if isinstance(op, str) else op
         values = tuple(as_value(operand) for operand in inputs)
         attributes = {k: v for k, v in (attrs or {}).items()}
         place = loc or (before.loc if before is not None else Loc())
-        try:
-            types = definition.types([v.type if v is not None else None for v in values], attributes)
-        except TypeRuleError as error:
-            raise error.at(str(place)) from None
+        if types is None:
+            try:
+                types = definition.types([v.type if v is not None else None for v in values], attributes)
+            except TypeRuleError as error:
+                raise error.at(str(place)) from None
         node = Node(definition, values, attributes, place)
         bases = names or [definition.name.rpartition(".")[2]] * len(types)
         node.outputs = tuple(Value(self._unique(n), t, node) for n, t in zip(bases, types, strict=True))
