@@ -86,6 +86,12 @@ class UnknownPass(UnknownName):
     kind = "pass"
 
 
+class UnknownCommand(UnknownName):
+    """A subcommand that `irx` does not have."""
+
+    kind = "command"
+
+
 class UnknownOption(UnknownName):
     """An option that the pass or the call does not have."""
 
@@ -206,6 +212,15 @@ class UnboundWeight(IRXError):
     def __init__(self, name: str) -> None:
         self.name = name
         super().__init__(f"weight ${name} has no array", fix="bind it with program.weights.bind(name, load)")
+
+
+class NoReference(IRXError):
+    """The numpy evaluator met a function of torch, and was not given a way to call torch."""
+
+    def __init__(self, target: str, *, where: str | None = None) -> None:
+        self.target = target
+        advice = "pass call=, a function that runs torch.call nodes, to the evaluator"
+        super().__init__(f"{target} is a function of torch, without a numpy reference", where=where, fix=advice)
 
 
 class VerifyError(IRXError):

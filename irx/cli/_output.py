@@ -1,0 +1,48 @@
+"""How subcommands print: a table for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from argparse import ArgumentParser
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+PIPE_WIDTH = 200  # a pipe has no width of its own, and rich would wrap at 80
+
+
+def add_json(parser: ArgumentParser) -> None:
+    """Give the command a --json option."""
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def print_json(value: Any) -> None:
+    """Print plain data as indented JSON."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: bool) -> None:
+    """Print rows of plain data: all of them as JSON, or the named columns as a table.
+
+    In a table, lists are joined with commas and None is empty.
+    """
+    if as_json:
+        print_json(list(rows))
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(*(_cell(row[column]) for column in columns))
+    Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH, highlight=False).print(table)
+
+
+def _cell(value: Any) -> str:
+    from rich.markup import escape
+
+    if isinstance(value, (list, tuple)):
+        value = ", ".join(str(item) for item in value)
+    return "" if value is None else escape(str(value))
