@@ -80,12 +80,15 @@ class Parameter:
 
 class OpDef:
     """Base of all op declarations; see the module's docstring. `pure` ops may be removed when unused and merged when
-    equal; `commutative` ops may have their first two operands exchanged; `elementwise` ops map element to element."""
+    equal; `commutative` ops may have their first two operands exchanged; `elementwise` ops map element to element.
+    An op that takes a KV state and gives one replaces it, unless it `copies_state`: then the old one stays valid."""
 
     name: ClassVar[str]
     pure: ClassVar[bool] = True
     commutative: ClassVar[bool] = False
     elementwise: ClassVar[bool] = False
+    copies_state: ClassVar[bool] = False
+    streamed: ClassVar[tuple[str, ...]] = ()
     tolerance: ClassVar[Tolerance] = Tolerance()
     operands: ClassVar[tuple[Parameter, ...]]
     attributes: ClassVar[dict[str, Parameter]]

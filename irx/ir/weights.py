@@ -113,6 +113,8 @@ class Weights:
     def _derived(self, derivation: Derivation, weight: Weight) -> Array:
         arrays: list[Array] = [self.array(w) for w in derivation.inputs]
         attrs: Mapping[str, Attr] = derivation.attrs
+        if derivation.op.name == "dequantize":  # raw bytes do not say what they mean
+            attrs = {**attrs, "format": derivation.inputs[0].dtype}
         result = np.asarray(derivation.op.reference(*arrays, **attrs))
         dtype = weight.dtype
         return result if is_packed(dtype) else result.astype(numpy_dtype(dtype), copy=False)

@@ -1,0 +1,1 @@
+"""What can be known about a program: its cost, its structure, and what it computes."""

@@ -1,0 +1,39 @@
+"""Which operations exist: one file per family, every op declared in one place. Importing this package declares all."""
+
+from irx.ops import (
+    activation,
+    attention,
+    cache,
+    call,
+    conv,
+    elementwise,
+    indexing,
+    linear,
+    moe,
+    norm,
+    position,
+    reduce,
+    sampling,
+    shape,
+    tokens,
+)
+
+FAMILIES = (
+    elementwise,
+    activation,
+    reduce,
+    shape,
+    indexing,
+    linear,
+    conv,
+    norm,
+    position,
+    attention,
+    cache,
+    tokens,
+    moe,
+    sampling,
+    call,
+)
+
+__all__ = ["FAMILIES"]
