@@ -1,0 +1,125 @@
+"""`irx demo`: a real pretrained language model, compiled for this machine, next to what PyTorch makes of it.
+
+Compiles the model, lets it write, prints the ledger, then times one decode step against the model's own code under
+eager PyTorch and, where a C++ compiler is present, through Inductor: interleaved in this process, with the floor that
+memory bandwidth sets beside the figures.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from irx.bench.timing import Timing, interleave
+
+if TYPE_CHECKING:
+    import torch
+
+PROMPT = "Water boils at 100 degrees"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Decode steps timed in one run, and what reading all weights once takes at the bandwidth of that run."""
+
+    context: int
+    timings: Mapping[str, Timing]
+    absent: Mapping[str, str]
+    weight_bytes: int
+    bandwidth: float
+
+    def lines(self) -> list[str]:
+        """The figures as text: each candidate's step, its ratio to IRX, and the floor."""
+        ours = self.timings["IRX"].median
+        lines = [f"One decode step at a context of {self.context} tokens, float32, interleaved in this run:"]
+        for name, timing in self.timings.items():
+            ratio = "" if name == "IRX" else f", {timing.median / ours:.2f} times IRX's"
+            lines.append(f"  {name:<9} {timing}, {1 / timing.median:.1f} tokens/s{ratio}")
+        lines += [f"  {name:<9} absent: {reason}" for name, reason in self.absent.items()]
+        floor = self.weight_bytes / self.bandwidth
+        megabytes, rate = self.weight_bytes / 1e6, self.bandwidth / 1e9
+        lines.append(f"  floor     {floor * 1e3:.2f} ms: {megabytes:.0f} MB of weights at {rate:.0f} GB/s, as measured")
+        return lines
+
+
+def run(model: str | None, *, tokens: int, prompt: str, target: str, inductor: bool, write: Any = print) -> None:
+    """The whole demo; `write` receives the output line by line."""
+    import irx
+
+    from irx.frontends.gguf.demo import SMOLLM2
+
+    path = Path(model) if model else SMOLLM2.open().path
+    write(f"Compiling {path.name} for {target} ...")
+    start = time.perf_counter()
+    fast = irx.compile(str(path), target=target)
+    write(f"Compiled in {time.perf_counter() - start:.1f} s.\n")
+    write(_text(fast, prompt, tokens))
+    write("")
+    write(str(fast.ledger()))
+    write("")
+    for line in speed(fast, path, inductor=inductor).lines():
+        write(line)
+
+
+def _text(fast: Any, prompt: str, tokens: int) -> str:
+    import torch
+
+    ids = torch.tensor([fast.tokenizer.encode(prompt).ids])
+    output = fast.generate(ids, max_new_tokens=tokens, eos_token_id="model")
+    return str(fast.tokenizer.decode(output[0].tolist()))
+
+
+def speed(fast: Any, path: Path, *, context: int = 128, inductor: bool = True) -> Speed:
+    """Time a decode step of `fast` against transformers on the same weights."""
+    import torch
+
+    from irx.bench.baselines import eager_step, inductor_missing, inductor_step
+
+    module = _reference(path)
+    ids = torch.randint(0, 1000, (1, context), generator=torch.Generator().manual_seed(0))
+    candidates = {"IRX": irx_step(fast, ids), "eager": eager_step(module, ids)}
+    reason = inductor_missing() if inductor else "not asked for"
+    if reason is None:
+        candidates["Inductor"] = inductor_step(module, ids)
+    weights = [p.detach() for p in module.parameters()]
+    candidates["read"] = lambda: [w.sum() for w in weights]
+    with torch.no_grad():
+        timings = interleave(candidates)
+    size = sum(w.numel() * w.element_size() for w in weights)
+    read = timings.pop("read").low
+    return Speed(context, timings, {"Inductor": reason} if reason else {}, size, size / read)
+
+
+def irx_step(fast: Any, context: torch.Tensor) -> Any:
+    """A decode step of an executable after `context`; every call does the same step again."""
+    session = fast.session()
+    session.append(context)
+    token = context[:, -1:]
+
+    def step() -> object:
+        logits = session.append(token)
+        session.truncate(context.shape[1])
+        return logits
+
+    return step
+
+
+def _reference(path: Path) -> torch.nn.Module:
+    """transformers' own model with the file's weights in float32."""
+    import torch
+
+    if path.is_dir():
+        from transformers import AutoModelForCausalLM
+
+        module: torch.nn.Module = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
+        return module.eval().requires_grad_(False)
+    from irx.frontends.gguf.model import load
+
+    model = load(path)
+    state = {name: torch.from_numpy(weight.values()) for name, weight in model.weights.items()}
+    model.module.load_state_dict(state, assign=True)
+    model.module.tie_weights()  # type: ignore[operator]
+    return model.module.requires_grad_(False)
