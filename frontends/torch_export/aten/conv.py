@@ -1,0 +1,49 @@
+"""Convolutions and pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from irx.frontends.torch_export.site import Site
+from irx.frontends.torch_export.tables import Untranslatable, rule
+from irx.ir.graph import Value
+
+
+@rule("aten.conv1d.default")
+def conv1d(
+    site: Site, input: Value, weight: Value, bias: Value | None, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Value:
+    (s,), (p,), (d,) = stride, padding, dilation
+    batched = input if len(input.shape) == 3 else site.unsqueeze(input, 0)
+    result = site("conv1d", batched, weight, bias, stride=s, padding=p, dilation=d, groups=groups)
+    return site.reshape(result, site.result.shape)
+
+
+@rule("aten.conv2d.default")
+def conv2d(
+    site: Site, input: Value, weight: Value, bias: Value | None, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Value:
+    s, p, d = (tuple(pair) * (2 // len(pair)) for pair in (stride, padding, dilation))
+    batched = input if len(input.shape) == 4 else site.unsqueeze(input, 0)
+    result = site("conv2d", batched, weight, bias, stride=s, padding=p, dilation=d, groups=groups)
+    return site.reshape(result, site.result.shape)
+
+
+@rule("aten.convolution.default")
+def convolution(
+    site: Site,
+    input: Value,
+    weight: Value,
+    bias: Value | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+) -> Value:
+    if transposed or len(weight.shape) not in (3, 4):
+        raise Untranslatable("a convolution that is transposed or has three axes")
+    function = conv1d if len(weight.shape) == 3 else conv2d
+    return function(site, input, weight, bias, stride, padding, dilation, groups)
