@@ -62,7 +62,7 @@ class Matmul(OpDef):
     @staticmethod
     def reference(a: Array, b: Array) -> Array:
         if a.dtype.kind in "iub":
-            return np.matmul(a, b)
+            return np.asarray(np.matmul(a, b))
         batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
         result = np.empty((*batch, a.shape[-2], b.shape[-1]), np.float64)
         left = np.broadcast_to(a, (*batch, *a.shape[-2:]))
