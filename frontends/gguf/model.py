@@ -55,15 +55,17 @@ def build_model(file: GgufFile) -> nn.Module:
     """
     import torch
 
-    model_type, fields = configure(file)
     transformers = _transformers()
+    from huggingface_hub.errors import StrictDataclassError
+
+    model_type, fields = configure(file)
     try:
         config = transformers.AutoConfig.for_model(model_type, **fields)
         with _parameters_on_meta():
             module: nn.Module = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, StrictDataclassError) as error:
         # The checks of the configuration's own class: sizes that do not divide, values of the wrong type.
-        raise damaged(f"the metadata contradicts itself: {error}", file.path, "metadata") from error
+        raise damaged(f"the metadata contradicts itself: {_last_line(error)}", file.path, "metadata") from error
     _move_small_parameters(module)
     _scale_frequencies(file, module)
     return module.eval().requires_grad_(False)
@@ -93,6 +95,11 @@ def bind_weights(file: GgufFile, module: nn.Module) -> dict[str, StoredWeight]:
             )
         weights[name] = weight
     return weights
+
+
+def _last_line(error: Exception) -> str:
+    """What a configuration's check says, without the heading that validators put before it."""
+    return str(error).strip().splitlines()[-1].strip()
 
 
 def _transformers() -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -45,7 +45,7 @@ _UNREAD |= {22: "iq2_s", 23: "iq4_xs", 24: "i8", 25: "i16", 26: "i32", 27: "i64"
 _UNREAD |= {39: "mxfp4", 40: "nvfp4"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GgufTensor:
     """One tensor of the file, not yet read.
 
@@ -57,7 +57,7 @@ class GgufTensor:
     shape: tuple[int, ...]
     dtype: str
     start: int
-    mapped: Array
+    mapped: Array = field(repr=False)
 
     @property
     def nbytes(self) -> int:
@@ -79,7 +79,7 @@ class GgufTensor:
         return self.data.astype(np.float32)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GgufFile:
     """An open GGUF file. `tensors` keeps the order of the file."""
 

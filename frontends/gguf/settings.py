@@ -84,7 +84,10 @@ class Settings:
     @property
     def kv_heads(self) -> int:
         """Heads of keys and values; all query heads have their own when the file states none."""
-        return self._positive("attention.head_count_kv", self.heads)
+        heads = self._positive("attention.head_count_kv", self.heads)
+        if self.heads % heads:
+            raise damaged(f"{heads} heads of keys cannot serve {self.heads} of queries", *self._place())
+        return heads
 
     @property
     def head_dim(self) -> int:

@@ -63,7 +63,7 @@ def test_shapes_convert_both_ways(name: str) -> None:
 
 def test_unpack_rejects_wrong_input() -> None:
     with pytest.raises(TypeError, match="uint8"):
-        blocks.unpack(np.zeros((2, 20), np.int8), "q4_1")  # type: ignore[arg-type]
+        blocks.unpack(np.zeros((2, 20), np.int8), "q4_1")
     with pytest.raises(ValueError, match="whole number"):
         blocks.unpack(np.zeros((2, 21), np.uint8), "q4_1")
     with pytest.raises(KeyError):
