@@ -1,3 +1,37 @@
-"""IRX: a compiler for transformer inference."""
+"""IRX: an optimizing compiler for transformer inference.
+
+The public names below are imported when they are first used, so `import irx` costs nothing and needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from irx.errors import IRXError as IRXError
+    from irx.ir.parser import parse as parse
+    from irx.target import Target as Target
+    from irx.target import devices as devices
 
 __version__ = "0.1.0"
+
+# Where each public name is declared. Type checkers read the imports above; a test compares the two.
+_PUBLIC = {
+    "IRXError": "irx.errors",
+    "Target": "irx.target",
+    "devices": "irx.target",
+    "parse": "irx.ir.parser",
+}
+
+__all__ = ["IRXError", "Target", "devices", "parse"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'irx' has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})
