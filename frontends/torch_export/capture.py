@@ -81,10 +81,15 @@ def export(model: torch.nn.Module, example: Example, original: Example) -> Expor
             return torch.export.export(
                 model, example.args, example.kwargs, dynamic_shapes=example.shapes, strict=False
             )
-    except IRXError:
-        raise
     except Exception as error:
-        raise explain(error, model, example, original) from error
+        raise _own(error) or explain(error, model, example, original) from error
+
+
+def _own(error: BaseException | None) -> IRXError | None:
+    """The error that code of ours raised while the model ran, if that is what stopped it."""
+    while error is not None and not isinstance(error, IRXError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 @contextmanager
@@ -121,7 +126,7 @@ def _translate(exported: ExportedProgram, example: Example) -> tuple[Translation
         exported.graph_module,
         weights=weights,
         constants=constants,
-        axes={name: _axis_names(name, inputs) for name in inputs},
+        axes=_axis_names(inputs),
         outputs=names,
     )
     if translation.mutated:
@@ -154,11 +159,17 @@ def _classified(
     return weights, constants, inputs
 
 
-def _axis_names(name: str, inputs: list[str]) -> Mapping[int, str]:
-    """Names for an input's axes. In an encoder-decoder model S is the decoder's length, E the encoder's."""
-    if "decoder_input_ids" in inputs:
-        return {0: "B", 1: "S" if name.startswith("decoder") else "E"}
-    return {0: "B", 1: "S"}
+def _axis_names(inputs: list[str]) -> dict[str, Mapping[int, str]]:
+    """Names for the axes of inputs with a known role, and of the first input.
+
+    In an encoder-decoder model S is the decoder's length, E the encoder's.
+    """
+    names: dict[str, Mapping[int, str]] = {}
+    for name in inputs:
+        encoder = "decoder_input_ids" in inputs and not name.startswith("decoder")
+        if name in _ROLES or name == inputs[0]:
+            names[name] = {0: "B", 1: "E" if encoder else "S"}
+    return names
 
 
 def _input_meta(translation: Translation) -> list[dict[str, str]]:
@@ -187,6 +198,8 @@ def _check_sizes(translation: Translation, example: Example) -> None:
         made = by_name.get(name)
         if made is None or not isinstance(value, torch.Tensor) or example.shapes is None:
             continue
+        if value.is_floating_point():
+            continue  # widths and channels are fixed in every model
         fixed = [axis for axis in (example.shapes.get(name) or {}) if isinstance(made.shape[axis], int)]
         if fixed:
             translation.notes.append(f"the model fixes axis {fixed} of {name} at the example's size")

@@ -19,6 +19,7 @@ from irx.ir.dims import Dim, Range, maximum, minimum, symbol
 from irx.ir.dims import names as names_of
 
 _UNBOUNDED = 2**31
+_SIGNS = {"LessThan": "<=", "StrictLessThan": "<", "GreaterThan": ">=", "StrictGreaterThan": ">", "Equality": "=="}
 
 
 class Sizes:
@@ -30,18 +31,30 @@ class Sizes:
         self._dims: dict[Any, Dim] = {}
         self._environment: Any = None
 
-    def name_axes(self, argument: str, shape: Iterable[Any], preferred: Mapping[int, str]) -> None:
-        """Name the symbols that are met at an input's axes first; `preferred` gives names for some axes."""
+    def name_axes(
+        self, argument: str, shape: Iterable[Any], preferred: Mapping[int, str], *, shared: bool = False
+    ) -> None:
+        """Name the symbols that are met at an input's axes first; `preferred` gives names for some axes.
+
+        With `shared` a preferred name may be given again to a symbol of the same value: the batch of ids and of their
+        mask are one size even where the model would broadcast.
+        """
         for axis, size in enumerate(shape):
             if not isinstance(size, torch.SymInt) or not size.node.expr.is_Symbol:
                 continue
             text = str(size.node.expr)
             if text in self._names:
                 continue
-            wanted = preferred.get(axis, f"{argument}_{axis}")
-            self._names[text] = wanted if wanted not in self._names.values() else f"{argument}_{axis}"
-            if size.node.has_hint():
-                self._hints[text] = int(size.node.hint)
+            hint = int(size.node.hint) if size.node.has_hint() else None
+            self._names[text] = self._free_name(preferred.get(axis, f"{argument}_{axis}"), f"{argument}_{axis}", hint, shared)
+            if hint is not None:
+                self._hints[text] = hint
+
+    def _free_name(self, wanted: str, otherwise: str, hint: int | None, shared: bool) -> str:
+        taken = [text for text, name in self._names.items() if name == wanted]
+        if not taken or (shared and all(self._hints.get(text) == hint for text in taken)):
+            return wanted
+        return otherwise
 
     def dim(self, size: Any) -> Dim:
         """A torch size, plain or symbolic, as a dim. Raises ExportFailed for what no dim can say."""
@@ -89,16 +102,16 @@ class Sizes:
                 bounds[self._names.get(str(sym), str(sym))] = int(upper)
         return bounds
 
-    def _relation(self, expr: Any) -> str | None:
-        sign = {"LessThan": "<=", "StrictLessThan": "<", "GreaterThan": ">=", "StrictGreaterThan": ">", "Equality": "=="}
-        text = sign.get(expr.func.__name__)
-        if text is None or len(expr.free_symbols) < 2:
+    def _relation(self, guard: Any) -> str | None:
+        expr = self._environment.replace(guard)
+        sign = _SIGNS.get(expr.func.__name__)
+        if sign is None or len(expr.free_symbols) < 2:
             return None
         try:
             left, right = (self._convert(side) for side in expr.args)
         except ExportFailed:
             return None  # a guard about a size that no dim can say restricts nothing that a program can check
-        return f"{left} {text} {right}"
+        return None if left == right else f"{left} {sign} {right}"
 
     def _convert(self, expr: Any) -> Dim:
         if expr.is_Integer:

@@ -70,8 +70,8 @@ def translate(
 ) -> Translation:
     """Translate an ATen graph whose nodes carry `meta["val"]`, as `make_fx` and `torch.export` leave it.
 
-    `weights` says which placeholders are weights: name and tensor. `names` renames inputs, `axes` gives names for the
-    sizes of inputs' axes, `constants` values for placeholders that are no inputs at all, `outputs` names for tensor
+    `weights` says which placeholders are weights: name and tensor. `names` renames inputs, `axes` names the sizes of
+    inputs' axes (inputs named there share sizes of one name), `constants` values for placeholders that are no inputs at all, `outputs` names for tensor
     results. Raises ExportFailed for what cannot be kept even as a `torch.call`.
     """
     sizes = Sizes()
@@ -110,7 +110,8 @@ class _Binder:
             value = node.meta.get("val")
             if isinstance(value, torch.Tensor) and node.name not in self.weights:
                 name = self.names.get(node.name, node.name)
-                self.result.sizes.name_axes(name, value.shape, self.axes.get(node.name, {}))
+                axes = self.axes.get(node.name)
+                self.result.sizes.name_axes(name, value.shape, axes or {}, shared=axes is not None)
         for node in placeholders:
             self.bound[node] = self._value(node)
         return self.bound
