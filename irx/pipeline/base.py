@@ -16,14 +16,17 @@ pipeline do that. The pipeline hands each pass a copy, so a pass that fails or i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
-from typing import Any, ClassVar, TypeAlias
+from typing import ClassVar
 
-from irx.ir.graph import Graph, Loc
-from irx.ir.opdef import Array
 from irx.ir.program import Program
+from irx.rewrite.check import Evaluate as Evaluate
+from irx.rewrite.report import Fuel
+from irx.rewrite.report import NearMiss as NearMiss
+from irx.rewrite.report import Report as Report
+from irx.rewrite.report import Site as Site
 from irx.target import Device
 
 
@@ -52,58 +55,15 @@ class Effect(Enum):
     LOSSY = "lossy"
 
 
-@dataclass(frozen=True)
-class Site:
-    """One rewritten place: the graph, where in the model, what was done, and the error its check measured."""
-
-    graph: str
-    loc: Loc
-    what: str
-    error: float | None = None
-
-
-@dataclass(frozen=True)
-class NearMiss:
-    """A place that almost matched, with the first condition that failed."""
-
-    graph: str
-    loc: Loc
-    reason: str
-
-
-@dataclass
-class Report:
-    """What one application of a pass did. A pass that matched nothing says why in `note`."""
-
-    sites: list[Site] = field(default_factory=list)
-    near_misses: list[NearMiss] = field(default_factory=list)
-    note: str = ""
-
-    def add(self, other: Report) -> None:
-        """Take over the sites and near misses of another report."""
-        self.sites += other.sites
-        self.near_misses += other.near_misses
-        self.note = self.note or other.note
-
-    @property
-    def error(self) -> float | None:
-        """The largest error any site's check measured, None when nothing was checked."""
-        errors = [site.error for site in self.sites if site.error is not None]
-        return max(errors, default=None)
-
-
-Evaluate: TypeAlias = Callable[[Graph, Mapping[str, Any], Mapping[str, int]], list[Array]]
-"""The oracle: `evaluate(graph, inputs by name, named sizes)` returns the outputs, floats computed in float64."""
-
-
 @dataclass
 class Context:
-    """What a pass may ask for: the device's facts, the oracle, the limits of this compilation."""
+    """What a pass may ask for: the device's facts, the oracle, the limits of this compilation, and the rewrites left."""
 
     device: Device
     evaluate: Evaluate
     max_batch: int = 16
     max_length: int = 2048
+    fuel: Fuel = field(default_factory=Fuel)
 
 
 @dataclass(frozen=True)

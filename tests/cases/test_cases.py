@@ -1,0 +1,114 @@
+"""One file in a folder named as a pass is one test of that pass:
+
+    // raise-norm{option=value}           the passes to run, separated by |; without this line the folder's pass
+    graph @forward(%x: f32[B, 8]) -> ...  before; named sizes and weights as in any program
+    // ----- expected
+    graph @forward(%x: f32[B, 8]) -> ...  after; left out when nothing may change
+    // ----- near misses
+    // rms_norm: mean: over axes          the beginning of a reported reason each, one for every near miss
+
+Graphs are compared up to names and locations. Before and after are also evaluated on random inputs and must agree, as
+far as the effect of the passes allows: exactly, or within the tolerances of the ops.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import irx.ops  # noqa: F401
+from irx.analysis.inputs import random_inputs
+from irx.analysis.reference import evaluate
+from irx.analysis.structure import fingerprint
+from irx.ir.dims import Range
+from irx.ir.parser import parse
+from irx.ir.printer import print_program
+from irx.ir.program import Program
+from irx.pipeline.base import Effect, Pass, Report
+from irx.rewrite.check import difference, small_sizes
+from tests.cases.running import context, find_pass, random_weights
+
+FOLDER = Path(__file__).parent
+CASES = sorted(FOLDER.glob("*/*.irx"))
+
+
+@dataclass(frozen=True)
+class Case:
+    passes: list[Pass]
+    before: Program
+    expected: Program
+    near_misses: list[str]
+
+
+def read(path: Path) -> Case:
+    text = path.read_text()
+    sections = re.split(r"^// ----- (expected|near misses)\n", text, flags=re.MULTILINE)
+    parts = {"before": sections[0], **dict(zip(sections[1::2], sections[2::2], strict=True))}
+    first = re.match(r"// ([a-z-]+(?:\{[^}]*\})?(?: \| [a-z-]+(?:\{[^}]*\})?)*)\n", text)
+    names = first.group(1).split(" | ") if first else [path.parent.name]
+    misses = [line.removeprefix("// ") for line in parts.get("near misses", "").splitlines() if line]
+    before, expected = parse(parts["before"], path.name), parse(parts.get("expected", parts["before"]), path.name)
+    return Case([find_pass(name) for name in names], before, expected, misses)
+
+
+def run(case: Case, program: Program) -> Report:
+    report = Report()
+    for one in case.passes:
+        report.add(one.run(program, context(program)))
+    return report
+
+
+def shape(program: Program) -> dict[str, str]:
+    """What is compared: every graph up to names, and how every weight that it reads is made."""
+    parts = {name: fingerprint(graph) for name, graph in program.graphs.items()}
+    used = {weight.name for weight in program.used_weights()}
+    for entry in program.weights:
+        if entry.weight.name in used and entry.derivation is not None:
+            made = entry.derivation
+            parts[f"${entry.weight.name}"] = f"{made.op.name}({', '.join(map(repr, made.inputs))}) {made.attrs}"
+    return parts
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_case(path: Path) -> None:
+    case = read(path)
+    program = case.before.clone()
+    report = run(case, program)
+    assert shape(program) == shape(case.expected), print_program(program)
+    reasons = sorted(miss.reason for miss in report.near_misses)
+    assert len(reasons) == len(case.near_misses), reasons
+    for reason, wanted in zip(reasons, sorted(case.near_misses), strict=True):
+        assert reason.startswith(wanted)
+    assert bool(report.sites) == (shape(program) != shape(case.before))
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_numbers(path: Path) -> None:
+    case = read(path)
+    program = case.before.clone()
+    run(case, program)
+    exact = all(one.effect is Effect.EXACT for one in case.passes)
+    sizes = small_sizes(case.before.sizes or {"B": Range()})
+    random_weights(case.before, sizes)
+    for name in case.before.graphs:
+        compare(case.before, program, name, sizes, 0.0 if exact else 1e-5)
+
+
+def compare(before: Program, after: Program, name: str, sizes: dict[str, int], tolerance: float) -> None:
+    if name not in after.graphs:
+        return
+    for entry in before.weights:
+        if entry.load is not None and entry.weight.name in after.weights:
+            after.weights.bind(entry.weight.name, entry.load)
+    inputs = random_inputs(before.graphs[name], sizes)
+    exact = tolerance == 0.0
+    old = evaluate(before.graphs[name], inputs, sizes, before.weights, round_casts=exact)
+    new = evaluate(after.graphs[name], inputs, sizes, after.weights, round_casts=exact)
+    for a, b in zip(new, old, strict=True):
+        assert a.shape == b.shape
+        assert np.isfinite(b).any(), "the case computes nothing finite: it proves nothing"
+        assert difference(a, b) <= tolerance
