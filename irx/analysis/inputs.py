@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from irx.errors import InputMismatch
+from irx.ir.blocks import FORMATS
 from irx.ir.dims import Bindings, Dim, evaluate
 from irx.ir.graph import Graph, Node, Value
 from irx.ir.opdef import Array
-from irx.ir.types import KVType, TensorType, is_float, numpy_dtype
+from irx.ir.types import KVType, TensorType, is_float, is_packed, numpy_dtype
 from irx.ops.cache import KVArrays
 
 _SMALL = 4  # exclusive bound of random integers of unknown meaning
@@ -23,7 +24,7 @@ def bind_sizes(graph: Graph, inputs: Mapping[str, Any], bindings: Bindings) -> d
     Raises InputMismatch for a missing input, a wrong rank, or a size that contradicts the type or another input.
     """
     sizes = dict(bindings)
-    tensors = [(v, np.shape(_given(v, inputs))) for v in graph.inputs if isinstance(v.type, TensorType)]
+    tensors = [(v, _logical_shape(v, _given(v, inputs))) for v in graph.inputs if isinstance(v.type, TensorType)]
     for value, shape in tensors:
         if len(shape) != value.tensor.rank:
             raise InputMismatch(f"input {value.name!r} has the shape {shape}, but {value.type} is needed")
@@ -43,6 +44,11 @@ def _given(value: Value, inputs: Mapping[str, Any]) -> Any:
     return inputs[value.name]
 
 
+def _logical_shape(value: Value, array: Any) -> tuple[int, ...]:
+    shape = np.shape(array)
+    return FORMATS[value.dtype].logical_shape(shape) if is_packed(value.dtype) else shape
+
+
 def _evaluate(dim: Dim, sizes: Bindings, value: Value) -> int:
     try:
         return evaluate(dim, sizes)
@@ -54,7 +60,7 @@ def random_inputs(graph: Graph, bindings: Bindings, seed: int = 0) -> dict[str, 
     """Inputs by name, in the dtypes of their types: normal floats, booleans, and integers fit for how they are used.
 
     Ids are below the size of the table they look up, positions count from 0, other integers are below 4; KV states are
-    empty. `bindings` must hold every named size of the inputs.
+    empty, packed weights small. `bindings` must hold every named size of the inputs.
     """
     generator = np.random.default_rng(seed)
     return {value.name: _random(graph, value, bindings, generator) for value in graph.inputs}
@@ -64,6 +70,8 @@ def _random(graph: Graph, value: Value, bindings: Bindings, generator: np.random
     if isinstance(value.type, KVType):
         return KVArrays.empty(value.type, _batch(graph, bindings))
     shape = tuple(_evaluate(dim, bindings, value) for dim in value.shape)
+    if is_packed(value.dtype):  # no byte above 59: every float16 scale in them is finite and below 1
+        return generator.integers(0, 60, FORMATS[value.dtype].packed_shape(shape)).astype(np.uint8)
     if is_float(value.dtype):
         return generator.standard_normal(shape).astype(numpy_dtype(value.dtype))
     if value.dtype == "bool":

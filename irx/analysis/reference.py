@@ -109,7 +109,7 @@ class _Evaluation:
     def _node(self, node: Node, found: Mapping[Value, Any]) -> Sequence[Any]:
         attrs = {name: resolve(attr, self.sizes) for name, attr in node.attrs.items()}
         if node.op.name == "dequantize":
-            return [self._dequantize(node, attrs)]
+            return [self._dequantize(node, attrs, found)]
         operands = [
             None if v is None else self._operand(v, found, streamed=_is_streamed(node, i))
             for i, v in enumerate(node.inputs)
@@ -128,11 +128,12 @@ class _Evaluation:
         result = node.op.reference(*operands, **attrs)
         return result if isinstance(result, tuple) else (result,)
 
-    def _dequantize(self, node: Node, attrs: Mapping[str, Any]) -> Any:
-        (weight,) = node.inputs
-        if not isinstance(weight, Weight):
-            raise InputMismatch("only a weight can be dequantized", where=str(node.loc))
-        rows = PackedRows(self.weights.array(weight), weight.dtype, attrs.get("dtype", "f32"))
+    def _dequantize(self, node: Node, attrs: Mapping[str, Any], found: Mapping[Value, Any]) -> Any:
+        weight = node.inputs[0]
+        if weight is None:
+            raise InputMismatch("nothing to dequantize", where=str(node.loc))
+        raw = self.weights.array(weight) if isinstance(weight, Weight) else found[weight]
+        rows = PackedRows(raw, weight.dtype, attrs.get("dtype", "f32"))
         return rows if _only_streamed(self.graph, node.output) else as_float64(rows[:])
 
     def _operand(self, value: Value, found: Mapping[Value, Any], *, streamed: bool) -> Any:
