@@ -1,4 +1,4 @@
-"""Compares programs and graphs by structure: names of values, locations and the order of independent nodes do not count.
+"""Compares programs and graphs by structure: value names, locations and the order of independent nodes do not count.
 
 Two graphs are the same when each result of one is computed as the result of that name in the other: same op, same
 attributes (left out or given as the default is one thing), same operands in the same order, same types. Weights are
@@ -64,6 +64,7 @@ class _Comparison:
         self.stores = weights_a, weights_b
         self.matched: dict[Value, Value] = dict(zip(a.inputs, b.inputs, strict=False))
         self.visited: set[Node] = set()
+        self.taken: set[Node] = set()  # nodes of the second graph that one of the first stands for
 
     def difference(self) -> str | None:
         if list(inputs_of(self.a).items()) != list(inputs_of(self.b).items()):
@@ -106,7 +107,10 @@ class _Comparison:
             return _pair("attributes differ", a, b)
         if [value.type for value in a.outputs] != [value.type for value in b.outputs]:
             return _pair("types differ", a, b)
+        if b in self.taken:
+            return _pair("two nodes of the first are one in the second", a, b)
         self.visited.add(a)
+        self.taken.add(b)
         self.matched.update(zip(a.outputs, b.outputs, strict=True))
         return None
 
@@ -129,14 +133,13 @@ class _Comparison:
             return f"weights are made differently: {a!r} against {b!r}"
         if stated_attributes(made.op, made.attrs) != stated_attributes(other.op, other.attrs):
             return f"weights are made with other attributes: {a!r} against {b!r}"
-        found = (self._weights(x, y) for x, y in zip(made.inputs, other.inputs, strict=True))
+        found = (self._leaves(x, y) for x, y in zip(made.inputs, other.inputs, strict=True))
         return next(filter(None, found), None)
 
     def _unneeded(self) -> str | None:
         """Nodes that no result needs: compared by op alone."""
-        reached = {value.producer for value in self.matched.values()}
         mine = Counter(node.op.qualified() for node in self.a.nodes if node not in self.visited)
-        other = Counter(node.op.qualified() for node in self.b.nodes if node not in reached)
+        other = Counter(node.op.qualified() for node in self.b.nodes if node not in self.taken)
         if mine == other:
             return None
         return (

@@ -13,7 +13,7 @@ import json
 
 from irx.errors import nearest
 from irx.ir.dims import Range, names
-from irx.ir.graph import Weight
+from irx.ir.graph import Literal, Value, Weight, as_value
 from irx.ir.graph_parser import GraphParser
 from irx.ir.inference import Inference
 from irx.ir.lexer import Cursor
@@ -21,6 +21,7 @@ from irx.ir.program import Program
 from irx.ir.spelling import RESERVED, unquote
 from irx.ir.statements import guess, read_application, read_types
 from irx.ir.types import TensorType, Type
+from irx.ir.values import read_scalar
 
 _ITEMS = ("meta", "size", "relation", "weight", "graph")
 
@@ -117,12 +118,14 @@ class _Parser:
             return
         made = read_application(cursor, self._derivation_operand, self.inference)
         made.check(cursor, (type,), types_at)
-        weights.derive(name, made.op.name, [w for w in made.inputs if isinstance(w, Weight)], **made.attrs)
+        weights.derive(name, made.op.name, [v for v in made.inputs if isinstance(v, Weight | Literal)], **made.attrs)
 
-    def _derivation_operand(self) -> Weight:
-        """A weight that was declared further up."""
+    def _derivation_operand(self) -> Value | None:
+        """A weight that was declared further up, or a number."""
         cursor = self.cursor
         at = cursor.at
+        if cursor.kind != "weight":
+            return as_value(read_scalar(cursor))
         name = self._unquoted(cursor.expect_kind("weight", "a weight")[1:])
         if name not in self.result.weights:
             raise cursor.error(f"weight ${name} is not declared above", at)

@@ -18,10 +18,10 @@ The rules, by the number that an error names:
     nothing reads it afterwards, and it is not a result of the graph. (Ops whose new state is a copy, `copies_state`,
     only read.) What KV types call layout and sharer are plain words.
 10. A graph that takes and gives states gives each back under the name, and with the type, that it came in with.
-    `prefill` and `decode` take the same states in the same order; an input that both take has one dtype and rank, and so
-    has a result that both give.
-11. Attributes are declared by the op, plain data, and of the declared kind; operand marks (`#0`) name operands that the
-    node has.
+    `prefill` and `decode` take the same states in the same order; an input that both take has one dtype and rank, and
+    so has a result that both give.
+11. Attributes are declared by the op, plain data, and of the declared kind; operand marks (`#0`) name operands that
+    the node has.
 12. The weak dtypes belong to literals alone: no input, weight or result has one.
 """
 
@@ -170,7 +170,7 @@ def _derivation_problem(entry: Entry, seen: set[Weight], inference: Inference) -
     made = entry.derivation
     if made is None:
         return None
-    foreign = [weight for weight in made.inputs if weight not in seen]
+    foreign = [v for v in made.inputs if isinstance(v, Weight) and v not in seen]
     if foreign:
         return f"${foreign[0].name} is not declared before it"
     problem = misfit(made.op, made.attrs)

@@ -13,17 +13,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from irx.errors import TypeRuleError, UnboundWeight
-from irx.ir.graph import Weight
+from irx.ir.graph import Literal, Weight
 from irx.ir.opdef import Array, Attr, OpDef, lookup
 from irx.ir.types import TensorType, dtype_of, is_packed, numpy_dtype
 
 
 @dataclass(frozen=True)
 class Derivation:
-    """How a derived weight is made: `op(inputs) {attrs}`, evaluated by the op's reference in the inputs' own dtype."""
+    """How a derived weight is made: `op(inputs) {attrs}`, evaluated by the op's reference in the inputs' own dtype.
+
+    Inputs are weights and plain numbers, as in `$w.1 = irx.add($w, 1.0)`.
+    """
 
     op: type[OpDef]
-    inputs: tuple[Weight, ...]
+    inputs: tuple[Weight | Literal, ...]
     attrs: dict[str, Attr]
 
 
@@ -68,7 +71,7 @@ class Weights:
         """A stored weight that is small enough to be kept as an array."""
         return self.add(name, TensorType(tuple(array.shape), dtype_of(array.dtype)), lambda: array)
 
-    def derive(self, name: str, op: str, inputs: Sequence[Weight], **attrs: Attr) -> Weight:
+    def derive(self, name: str, op: str, inputs: Sequence[Weight | Literal], **attrs: Attr) -> Weight:
         """A weight computed from others when it is needed; its type is the op's. Raises TypeRuleError if ill-typed."""
         definition = lookup(op)
         (type,) = definition.types([w.type for w in inputs], attrs)
@@ -101,7 +104,7 @@ class Weights:
                 continue
             needed.add(name)
             derivation = self._entries[name].derivation
-            pending += [w.name for w in derivation.inputs] if derivation else []
+            pending += [w.name for w in derivation.inputs if isinstance(w, Weight)] if derivation else []
         self._entries = {name: entry for name, entry in self._entries.items() if name in needed}
 
     def copy(self) -> Weights:
@@ -111,11 +114,11 @@ class Weights:
         return other
 
     def _derived(self, derivation: Derivation, weight: Weight) -> Array:
-        arrays: list[Array] = [self.array(w) for w in derivation.inputs]
+        operands = [self.array(v) if isinstance(v, Weight) else v.value for v in derivation.inputs]
         attrs: Mapping[str, Attr] = derivation.attrs
         if derivation.op.name == "dequantize":  # raw bytes do not say what they mean
             attrs = {**attrs, "format": derivation.inputs[0].dtype}
-        result = np.asarray(derivation.op.reference(*arrays, **attrs))
+        result = np.asarray(derivation.op.reference(*operands, **attrs))
         dtype = weight.dtype
         return result if is_packed(dtype) else result.astype(numpy_dtype(dtype), copy=False)
 

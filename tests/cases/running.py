@@ -6,6 +6,7 @@ import ast
 import importlib
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import numpy as np
 
 import irx.passes
 from irx.analysis.reference import evaluate
+from irx.ir.blocks import FORMATS
 from irx.ir.dims import evaluate as evaluate_dim
 from irx.ir.graph import Graph
 from irx.ir.opdef import Array
 from irx.ir.program import Program
-from irx.ir.types import is_float, numpy_dtype
+from irx.ir.types import TensorType, is_float, is_packed, numpy_dtype
 from irx.pipeline.base import Context, Pass
 from irx.target.device import find_device
 
@@ -53,7 +55,13 @@ def random_weights(program: Program, sizes: Mapping[str, int]) -> None:
     for entry in program.weights:
         if entry.load is not None or entry.derivation is not None:
             continue
-        kind = entry.weight.tensor
-        shape = tuple(evaluate_dim(dim, sizes) for dim in kind.shape)
-        array = generator.standard_normal(shape) if is_float(kind.dtype) else generator.integers(0, 2, shape)
-        program.weights.bind(entry.weight.name, lambda array=array.astype(numpy_dtype(kind.dtype)): array)
+        array = _random(entry.weight.tensor, sizes, generator)
+        program.weights.bind(entry.weight.name, partial(np.asarray, array))
+
+
+def _random(type: TensorType, sizes: Mapping[str, int], generator: np.random.Generator) -> Array:
+    shape = tuple(evaluate_dim(dim, sizes) for dim in type.shape)
+    if is_packed(type.dtype):  # no byte above 59: every float16 scale in them is finite and below 1
+        return generator.integers(0, 60, FORMATS[type.dtype].packed_shape(shape)).astype(np.uint8)
+    array = generator.standard_normal(shape) if is_float(type.dtype) else generator.integers(0, 2, shape)
+    return np.asarray(array.astype(numpy_dtype(type.dtype)))

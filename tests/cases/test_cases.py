@@ -23,13 +23,14 @@ import pytest
 import irx.ops  # noqa: F401
 from irx.analysis.inputs import random_inputs
 from irx.analysis.reference import evaluate
-from irx.analysis.structure import fingerprint
 from irx.ir.dims import Range
+from irx.ir.equal import difference
 from irx.ir.parser import parse
 from irx.ir.printer import print_program
 from irx.ir.program import Program
 from irx.pipeline.base import Effect, Pass, Report
-from irx.rewrite.check import difference, small_sizes
+from irx.rewrite import check
+from irx.rewrite.check import small_sizes
 from tests.cases.running import context, find_pass, random_weights
 
 FOLDER = Path(__file__).parent
@@ -62,28 +63,18 @@ def run(case: Case, program: Program) -> Report:
     return report
 
 
-def shape(program: Program) -> dict[str, str]:
-    """What is compared: every graph up to names, and how every weight that it reads is made."""
-    parts = {name: fingerprint(graph) for name, graph in program.graphs.items()}
-    used = {weight.name for weight in program.used_weights()}
-    for entry in program.weights:
-        if entry.weight.name in used and entry.derivation is not None:
-            made = entry.derivation
-            parts[f"${entry.weight.name}"] = f"{made.op.name}({', '.join(map(repr, made.inputs))}) {made.attrs}"
-    return parts
-
-
 @pytest.mark.parametrize("path", CASES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_case(path: Path) -> None:
     case = read(path)
     program = case.before.clone()
     report = run(case, program)
-    assert shape(program) == shape(case.expected), print_program(program)
+    found = difference(program, case.expected)
+    assert found is None, f"{found}\n{print_program(program)}"
     reasons = sorted(miss.reason for miss in report.near_misses)
     assert len(reasons) == len(case.near_misses), reasons
     for reason, wanted in zip(reasons, sorted(case.near_misses), strict=True):
         assert reason.startswith(wanted)
-    assert bool(report.sites) == (shape(program) != shape(case.before))
+    assert bool(report.sites) == (difference(program, case.before) is not None)
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -111,4 +102,4 @@ def compare(before: Program, after: Program, name: str, sizes: dict[str, int], t
     for a, b in zip(new, old, strict=True):
         assert a.shape == b.shape
         assert np.isfinite(b).any(), "the case computes nothing finite: it proves nothing"
-        assert difference(a, b) <= tolerance
+        assert check.difference(a, b) <= tolerance
