@@ -67,7 +67,7 @@ def test_half_precision_statistics_are_accumulated_in_float32() -> None:
 
 @pytest.mark.parametrize(("cast_before_weight", "expected"), [(True, 1.296875), (False, 1.3046875)])
 def test_rms_norm_rounds_where_it_says(cast_before_weight: bool, expected: float) -> None:
-    """By hand: 1 / sqrt((1 + 0.828125**2) / 2) is 1.08921, in bf16 1.0859375; the weight makes them 1.30195, 1.29803."""
+    """By hand: 1 / sqrt((1 + 0.828125**2) / 2) is 1.08921, in bf16 1.0859375; times the weight 1.30195, 1.29803."""
     import ml_dtypes
 
     x = np.array([[1.0, 0.828125]], ml_dtypes.bfloat16)
