@@ -11,7 +11,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.export import ExportedProgram
@@ -25,8 +25,11 @@ from irx.frontends.torch_export.mutation import NotFunctional
 from irx.frontends.torch_export.outputs import describe, output_tree
 from irx.frontends.torch_export.tensors import torch_dtype
 from irx.frontends.torch_export.translate import Translation, translate
+from irx.frontends.torch_export.unloaded import stand_ins
 from irx.ir.dims import SymDim
 from irx.ir.program import Program
+
+Unloaded: TypeAlias = Mapping[int, torch.Tensor]
 
 _ROLES = {
     "input_ids": "ids",
@@ -54,6 +57,7 @@ def capture(
 
     `example` is a tensor, a tuple of positional arguments or a dict of keywords; sizes of 1 are allowed. With
     `dynamic=False` all sizes are those of the example. `max_batch` and `max_length` bound the named sizes B and S.
+    Parameters on the meta device become weights without arrays, which wait for `Weights.bind`.
     `dtype` casts parameters, buffers that are part of the state, and float inputs, and leaves the model as it is.
 
     Raises NotAModule, ExampleMismatch, DataDependentControlFlow and ExportFailed.
@@ -66,8 +70,9 @@ def capture(
     if dtype is not None:
         model, original = _in_dtype(model, original, dtype)
     traced = dynamic_example(original) if dynamic else original
-    exported = export(model, traced, original)
-    translation, meta = _translated(exported, traced)
+    with stand_ins(model) as unloaded:
+        exported = export(model, traced, original)
+        translation, meta = _translated(exported, traced, unloaded)
     _check_sizes(translation, traced)
     program = translation.program(_program_name(model), {"B": max_batch, "S": max_length})
     program.meta |= meta
@@ -78,9 +83,7 @@ def export(model: torch.nn.Module, example: Example, original: Example) -> Expor
     """`torch.export.export`, with failures explained."""
     try:
         with _evaluating(model), torch.no_grad():
-            return torch.export.export(
-                model, example.args, example.kwargs, dynamic_shapes=example.shapes, strict=False
-            )
+            return torch.export.export(model, example.args, example.kwargs, dynamic_shapes=example.shapes, strict=False)
     except Exception as error:
         raise _own(error) or explain(error, model, example, original) from error
 
@@ -108,16 +111,16 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _translated(exported: ExportedProgram, example: Example) -> tuple[Translation, dict[str, Any]]:
+def _translated(exported: ExportedProgram, example: Example, unloaded: Unloaded) -> tuple[Translation, dict[str, Any]]:
     try:
-        return _translate(exported, example)
+        return _translate(exported, example, unloaded)
     except NotFunctional:
-        return _translate(exported.run_decompositions({}), example)
+        return _translate(exported.run_decompositions({}), example, unloaded)
 
 
-def _translate(exported: ExportedProgram, example: Example) -> tuple[Translation, dict[str, Any]]:
+def _translate(exported: ExportedProgram, example: Example, unloaded: Unloaded) -> tuple[Translation, dict[str, Any]]:
     signature = exported.graph_signature
-    weights, constants, inputs = _classified(exported)
+    weights, constants, inputs = _classified(exported, unloaded)
     results = [spec.arg for spec in signature.output_specs if spec.kind is OutputKind.USER_OUTPUT]
     spec = exported.call_spec.out_spec
     assert spec is not None
@@ -135,7 +138,7 @@ def _translate(exported: ExportedProgram, example: Example) -> tuple[Translation
 
 
 def _classified(
-    exported: ExportedProgram,
+    exported: ExportedProgram, unloaded: Unloaded
 ) -> tuple[dict[str, tuple[str, torch.Tensor]], dict[str, Any], list[str]]:
     """Placeholders as weights (by name in the model), constants and tensor inputs."""
     weights: dict[str, tuple[str, torch.Tensor]] = {}
@@ -153,7 +156,7 @@ def _classified(
         if isinstance(tensor, torch.Tensor) and spec.kind is InputKind.CONSTANT_TENSOR and tensor.dim() == 0:
             constants[name] = tensor
         elif isinstance(tensor, torch.Tensor):
-            weights[name] = (str(spec.target), tensor)
+            weights[name] = (str(spec.target), unloaded.get(tensor.untyped_storage()._cdata, tensor))
         else:
             constants[name] = tensor
     return weights, constants, inputs

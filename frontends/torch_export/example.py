@@ -2,8 +2,8 @@
 
 Export takes a size of 1 for a constant, so every dynamic axis of size 1 is repeated to 2 (the batch) or 3 (others):
 different numbers, so that no two sizes look equal by accident. Integer and bool tensors are dynamic in their first two
-axes, float tensors in the first, and in the second where they have two or three: `[B, S, D]`. Whether an axis can really
-vary is what torch finds out; one that the model fixes stays a number.
+axes, float tensors in the first, and in the second where they have two or three: `[B, S, D]`. Whether an axis can
+really vary is what torch finds out; one that the model fixes stays a number.
 """
 
 from __future__ import annotations

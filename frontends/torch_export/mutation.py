@@ -20,7 +20,6 @@ from irx.frontends.torch_export.aten.shape import transpose
 from irx.frontends.torch_export.site import Site
 from irx.ir.graph import Value
 
-
 Read: TypeAlias = Callable[[fx.Node], Value]
 Bind: TypeAlias = Callable[[fx.Node], dict[str, Any]]
 
@@ -30,8 +29,8 @@ _SAME_ORDER = frozenset(
     for name in (
         "view.default reshape.default _unsafe_view.default view_as.default reshape_as.default flatten.using_ints "
         "unflatten.int unsqueeze.default squeeze.default squeeze.dim squeeze.dims alias.default detach.default "
-        "detach_.default contiguous.default to.dtype to.dtype_layout to.device to.other type_as.default dropout.default "
-        "lift_fresh.default"
+        "detach_.default contiguous.default to.dtype to.dtype_layout to.device to.other type_as.default "
+        "dropout.default lift_fresh.default"
     ).split()
 )
 

@@ -40,9 +40,9 @@ def _walk(spec: pytree.TreeSpec, prefix: str, leaves: Any, names: list[str]) -> 
 def _keys(spec: pytree.TreeSpec) -> list[Any]:
     """Field names where the structure has them, else positions."""
     context = spec.context
-    if isinstance(context, (list, tuple)) and len(context) == spec.num_children:
-        if all(isinstance(key, str) for key in context):
-            return list(context)
+    listed = context if isinstance(context, (list, tuple)) else []
+    if len(listed) == spec.num_children and all(isinstance(key, str) for key in listed):
+        return list(listed)
     fields = getattr(spec.type, "_fields", None)
     return list(fields) if fields else list(range(spec.num_children))
 

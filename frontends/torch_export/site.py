@@ -42,6 +42,7 @@ class Site(Builder):
         return tuple(self.axis(x, axis) for axis in listed)
 
     def cast(self, x: Value, dtype: str) -> Value:
+        """`x` as `dtype`."""
         return x if x.dtype == dtype else self("cast", x, dtype=dtype)
 
     def floating(self, x: Value) -> Value:
@@ -49,12 +50,15 @@ class Site(Builder):
         return x if is_float(x.dtype) else self.cast(x, "f32")
 
     def reshape(self, x: Value, shape: Sequence[Dim]) -> Value:
+        """`x` in another shape."""
         return x if x.shape == tuple(shape) else self("reshape", x, shape=tuple(shape))
 
     def permute(self, x: Value, order: Sequence[int]) -> Value:
+        """`x` with axis i taken from axis order[i]."""
         return x if list(order) == sorted(order) else self("permute", x, order=tuple(order))
 
     def expand(self, x: Value, shape: Sequence[Dim]) -> Value:
+        """`x` broadcast to `shape`."""
         return x if x.shape == tuple(shape) else self("expand", x, shape=tuple(shape))
 
     def slice(self, x: Value, axis: int, start: Dim = 0, stop: Dim | None = None, step: int = 1) -> Value:
@@ -64,6 +68,7 @@ class Site(Builder):
         return self("slice", x, axis=axis, start=start, stop=x.shape[axis] if stop is None else stop, step=step)
 
     def unsqueeze(self, x: Value, axis: int) -> Value:
+        """`x` with a new axis of size 1."""
         shape = list(x.shape)
         shape.insert(axis, 1)
         return self.reshape(x, shape)
@@ -74,7 +79,9 @@ class Site(Builder):
         return self.reshape(x, kept)
 
     def arange(self, stop: Dim, dtype: str = "i64") -> Value:
+        """0, 1, ... below `stop`."""
         return self("arange", stop=stop, dtype=dtype)
 
     def full(self, shape: Sequence[Dim], value: bool | int | float, dtype: str) -> Value:
+        """A tensor of one value."""
         return self("full", shape=tuple(shape), value=value, dtype=dtype)

@@ -46,7 +46,8 @@ class Sizes:
             if text in self._names:
                 continue
             hint = int(size.node.hint) if size.node.has_hint() else None
-            self._names[text] = self._free_name(preferred.get(axis, f"{argument}_{axis}"), f"{argument}_{axis}", hint, shared)
+            plain = f"{argument}_{axis}"
+            self._names[text] = self._free_name(preferred.get(axis, plain), plain, hint, shared)
             if hint is not None:
                 self._hints[text] = hint
 
@@ -69,6 +70,7 @@ class Sizes:
         return found
 
     def shape(self, sizes: Iterable[Any]) -> tuple[Dim, ...]:
+        """All sizes of a tensor as dims."""
         return tuple(self.dim(size) for size in sizes)
 
     @property

@@ -70,9 +70,10 @@ def translate(
 ) -> Translation:
     """Translate an ATen graph whose nodes carry `meta["val"]`, as `make_fx` and `torch.export` leave it.
 
-    `weights` says which placeholders are weights: name and tensor. `names` renames inputs, `axes` names the sizes of
-    inputs' axes (inputs named there share sizes of one name), `constants` values for placeholders that are no inputs at all, `outputs` names for tensor
-    results. Raises ExportFailed for what cannot be kept even as a `torch.call`.
+    `weights` says which placeholders are weights: name and tensor. `names` renames inputs. `axes` names the sizes of
+    inputs' axes (inputs named there share sizes of one name). `constants` gives values for placeholders that are no
+    inputs at all, `outputs` names for tensor results. Raises ExportFailed for what cannot be kept even as a
+    `torch.call`.
     """
     sizes = Sizes()
     table = WeightTable(Weights())

@@ -115,8 +115,9 @@ def _triangle(site: Site, x: Value, comparison: str, diagonal: Any) -> Value:
 
 
 @rule("aten.linspace.default")
-def linspace(site: Site, start: Any, end: Any, steps: Dim, dtype: Any) -> Value:
-    if not isinstance(steps, int) or steps < 2 or isinstance(start, (Value, SymDim)) or isinstance(end, (Value, SymDim)):
+def linspace(site: Site, start: Any, end: Any, steps: Any, dtype: Any) -> Value:
+    known = not any(isinstance(bound, (Value, SymDim)) for bound in (start, end, steps))
+    if not known or steps < 2:
         raise Untranslatable("a linear range with bounds known at run time only")
     counts = site.arange(steps, "f64")
     values = site("add", site("mul", counts, (end - start) / (steps - 1)), float(start))
