@@ -3,14 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 import torch
 
 from irx.errors import BadOption
-from irx.runtime.sampling import Sampler, Sampling
+from irx.runtime.sampling import sample
 
 Stream: TypeAlias = Callable[[torch.Tensor], object]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn: `temperature` 0 takes the most likely one, `top_k` and `top_p` restrict the draw to the most
+    likely tokens, and the same `seed` gives the same draws."""
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise BadOption(f"temperature={self.temperature} is negative", fix="use 0 for the most likely token")
+        if self.top_k is not None and self.top_k < 1:
+            raise BadOption(f"top_k={self.top_k} leaves no token", fix="use 1 or more, or None for all")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise BadOption(f"top_p={self.top_p} is no probability", fix="use a number above 0, up to 1")
+
+
+class Sampler:
+    """Draws tokens; owns the random state of one generation."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self.sampling = sampling
+        self._generator = torch.Generator()
+        if sampling.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(sampling.seed)
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        """Token ids i64 [B] from logits [B, V]."""
+        if self.sampling.temperature == 0:
+            return logits.argmax(-1)
+        uniform = torch.rand(len(logits), generator=self._generator)
+        options = self.sampling
+        return sample(
+            logits.float(), uniform, temperature=options.temperature, top_k=options.top_k, top_p=options.top_p
+        )
 
 
 class Cache(Protocol):
