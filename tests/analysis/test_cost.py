@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import irx.ops  # noqa: F401  declares the ops
 from irx.analysis.cost import Cost, graph_cost, node_cost
 from irx.ir.dims import symbol
