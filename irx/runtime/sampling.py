@@ -1,69 +1,29 @@
-"""Choosing the next token from logits: the most likely one, or a draw."""
+"""Choosing the next token from logits."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
+from torch import Tensor
 
-from irx.errors import BadOption
 
+def sample(
+    logits: Tensor, uniform: Tensor, *, temperature: float, top_k: int | None = None, top_p: float | None = None
+) -> Tensor:
+    """One token per row: logits [B, V], uniform [B] in [0, 1) give i64[B]. Temperature 0 takes the likeliest.
 
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn.
-
-    `temperature` 0 takes the most likely token. Otherwise logits are divided by it, and the draw is restricted to the
-    `top_k` most likely tokens and to the smallest set that holds probability `top_p` (Holtzman et al. 2020), where
-    given. The same `seed` gives the same draws.
+    Of softmax(logits / temperature), sorted, the first `top_k` stay, of those the fewest whose sum reaches `top_p`
+    (Holtzman et al. 2019, arXiv:1904.09751); the token is where their cumulative sum first exceeds `uniform`.
     """
-
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise BadOption(f"temperature={self.temperature} is negative", fix="use 0 for the most likely token")
-        if self.top_k is not None and self.top_k < 1:
-            raise BadOption(f"top_k={self.top_k} leaves no token", fix="use 1 or more, or None for all")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise BadOption(f"top_p={self.top_p} is no probability", fix="use a number above 0, up to 1")
-
-
-class Sampler:
-    """Draws tokens; owns the random state of one generation."""
-
-    def __init__(self, sampling: Sampling) -> None:
-        self.sampling = sampling
-        self._generator = torch.Generator()
-        if sampling.seed is not None:
-            self._generator.manual_seed(sampling.seed)
-        else:
-            self._generator.seed()
-
-    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """Token ids i64 [B] from logits [B, V]."""
-        if self.sampling.temperature == 0:
-            return logits.argmax(-1)
-        scores = logits.float() / self.sampling.temperature
-        return torch.multinomial(self._restricted(scores).softmax(-1), 1, generator=self._generator)[:, 0]
-
-    def _restricted(self, scores: torch.Tensor) -> torch.Tensor:
-        top_k, top_p = self.sampling.top_k, self.sampling.top_p
-        if top_k is not None and top_k < scores.shape[-1]:
-            least = scores.topk(top_k, dim=-1).values[:, -1:]
-            scores = scores.masked_fill(scores < least, float("-inf"))
-        if top_p is not None and top_p < 1:
-            scores = _nucleus(scores, top_p)
-        return scores
-
-
-def _nucleus(scores: torch.Tensor, top_p: float) -> torch.Tensor:
-    ordered, order = scores.sort(dim=-1, descending=True)
-    probabilities = ordered.softmax(-1)
-    # A token stays while the ones before it hold less than top_p, so that the most likely one always does.
-    outside = probabilities.cumsum(-1) - probabilities >= top_p
-    dropped = torch.zeros_like(outside).scatter(-1, order, outside)
-    return scores.masked_fill(dropped, float("-inf"))
+    if temperature == 0:
+        return logits.argmax(1)
+    probability, order = torch.sort(torch.softmax(logits.double() / temperature, 1), dim=1, descending=True, stable=True)
+    kept = probability[:, :top_k]
+    kept = kept / kept.sum(1, keepdim=True)
+    total = kept.cumsum(1)
+    if top_p is not None:
+        # A token stays while the likelier ones together do not reach top_p; what goes never adds to the sum.
+        kept = kept.masked_fill(total - kept >= top_p, 0.0)
+        total = kept.cumsum(1)
+    place = torch.searchsorted(total, uniform.double()[:, None] * total[:, -1:], right=True)
+    last = (kept > 0).sum(1, keepdim=True) - 1  # a probability too small for float64 is never drawn
+    return order.gather(1, torch.minimum(place, last))[:, 0]

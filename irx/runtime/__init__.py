@@ -1,0 +1,1 @@
+"""What runs a compiled program: executables, sessions, caches, generation, artifacts. There is no compiler in here."""
