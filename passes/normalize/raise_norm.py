@@ -16,8 +16,8 @@ After:
     %h = irx.rms_norm(%x, $w) {eps=1e-06, cast_before_weight=true} : bf16[B, S, 64]
 
 Recognised are squares by `pow` and `mul`, the inverse by `rsqrt`, `1 / sqrt`, division by `sqrt` and `pow(-0.5)`, the
-weight on either side, in front of or behind the cast, as an expression (`1 + w`) or absent, and the same for layer
-normalisation with its mean and bias.
+weight on either side, in front of or behind the cast, as an expression (`1 + w`), absent, or applied to the result of
+an `rms_norm` without one, and the same for layer normalisation with its mean and bias.
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ def _normalised(x: Pattern, *weight: Pattern) -> Pattern:
         op("div", literal(1), root),
         op("pow", shifted, literal(-0.5), key=True),
     )
-    return one_of(product(x, inverse, *weight), op("div", product(x, *weight) if weight else x, root))
+    if not weight:
+        return one_of(product(x, inverse), op("div", x, root))
+    return one_of(product(x, inverse, *weight), product(op("div", x, root), *weight))
 
 
 _X = maybe("cast", any_value("x", where=_floating), where=_widened)
@@ -134,7 +136,19 @@ def _layer_norm(match: Match, b: Builder) -> Value:
 _CENTRED = _scaled(_centred(_X))
 _LAYER_NORM = maybe("cast", one_of(op("add", _CENTRED, constant("bias")), _CENTRED))
 
+_UNWEIGHTED = op("rms_norm", any_value("x"), capture="normal")
+
+
+def _weighted(match: Match, b: Builder) -> Value:
+    normal, weight = match["normal"], _vector(match, "weight", b)
+    if normal.dtype != match.root.output.dtype:
+        raise Refused(f"the weight makes {match.root.output.dtype} of {normal.dtype}")
+    rounds = normal.dtype not in ("f32", "f64")  # in front of the multiplication
+    return b("rms_norm", match["x"], weight, eps=match.node("normal").attr("eps"), cast_before_weight=rounds)
+
+
 _RULES = (
     Rule("layer_norm", _LAYER_NORM, _layer_norm),
     Rule("rms_norm", maybe("cast", _scaled(_X)), _rms_norm),
+    Rule("weight", op("mul", constant("weight"), _UNWEIGHTED), _weighted, exclusive=True),
 )
