@@ -9,12 +9,12 @@ from __future__ import annotations
 import numpy as np
 
 from irx.ir.opdef import Array, as_float64
+from irx.ops.numerics import dot
 
 
 def logits_of(query: Array, keys: Array, scale: float, softcap: float | None, bias: Array | None) -> Array:
     """scale * keys @ query, then c * tanh(x / c), then plus bias: float64 [T] for query [D], keys [T, D]."""
-    logits = np.ascontiguousarray(keys, dtype=np.float64) @ np.ascontiguousarray(query, dtype=np.float64)
-    logits = logits * scale
+    logits = scale * dot(np.ascontiguousarray(keys, np.float64), np.ascontiguousarray(query, np.float64))
     if softcap is not None:
         logits = softcap * np.tanh(logits / softcap)
     return logits if bias is None else logits + as_float64(bias)
@@ -29,8 +29,7 @@ def weigh(logits: Array, values: Array, sink: float | None) -> tuple[Array, floa
         return np.zeros(values.shape[-1]), -np.inf
     p = np.exp(logits - top)
     total = p.sum() + (np.exp(sink - top) if sink is not None else 0.0)
-    # By columns of a contiguous transpose: one dot product per channel.
-    out = np.ascontiguousarray(as_float64(values).T) @ p / total
+    out = dot(np.ascontiguousarray(values.T, np.float64), p) / total
     return out, float(top + np.log(total))
 
 

@@ -219,6 +219,7 @@ class KvGather(OpDef):
     """
 
     name = "kv_gather"
+    copies_state = True
 
     @staticmethod
     def infer(kv: KVType, index: TensorType) -> KVType:

@@ -61,15 +61,21 @@ def logsumexp(x: Array, axes: tuple[int, ...], keepdims: bool) -> Array:
 def project(x: Array, weight: Array) -> Array:
     """`y[n, :] = weight @ x[n, :]` for x [rows, K], weight [N, K], in float64 and one row after the other.
 
-    A row's result does not depend on how many rows there are. The weight is lifted to float64 piece by piece.
+    An element of the result is the same to the last bit however many rows and outputs are computed together, so that
+    merged, split and chunked products agree. The weight is lifted to float64 piece by piece.
     """
     rows = np.ascontiguousarray(as_float64(x), dtype=np.float64)
     result = np.empty((len(rows), len(weight)), np.float64)
     for start in range(0, len(weight), _ROWS_AT_ONCE):
         piece = np.ascontiguousarray(weight[start : start + _ROWS_AT_ONCE], dtype=np.float64)
         for row, y in zip(rows, result, strict=True):
-            y[start : start + len(piece)] = piece @ row
+            y[start : start + len(piece)] = dot(piece, row)
     return result
+
+
+def dot(matrix: Array, vector: Array) -> Array:
+    """matrix @ vector, every element summed in the same order; a BLAS product depends on the matrix's height."""
+    return np.asarray(np.einsum("nk,k->n", matrix, vector))
 
 
 def top_indices(x: Array, k: int, axis: int = -1) -> Array:

@@ -127,9 +127,12 @@ def test_an_embedding_unpacks_only_the_rows_it_returns(monkeypatch: pytest.Monke
     graph, b, (ids,) = build(("ids", TensorType((S,), "i64")))
     graph.set_outputs({"rows": b("embedding", ids, b("dequantize", weight))})
     unpacked: list[int] = []
-    monkeypatch.setattr(
-        "irx.analysis.reference.unpack", lambda raw, form: unpacked.append(len(raw)) or unpack(raw, form)
-    )
+
+    def watched(raw: Any, form: str) -> Any:
+        unpacked.append(len(raw))
+        return unpack(raw, form)
+
+    monkeypatch.setattr("irx.analysis.reference.unpack", watched)
     evaluate(graph, {"ids": np.array([4, 4999])}, {}, weights)
     assert unpacked == [2]
 

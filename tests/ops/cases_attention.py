@@ -30,10 +30,22 @@ def visible(rows: int, keys: int, causal: bool, window: int | None) -> torch.Ten
     return seen if window is None else seen & (distance < window)
 
 
-def attend(q, k, v, mask=None, bias=None, sinks=None, *, scale, causal=False, window=None, softcap=None):
+def attend(
+    q: Any,
+    k: Any,
+    v: Any,
+    mask: Any = None,
+    bias: Any = None,
+    sinks: Any = None,
+    *,
+    scale: float,
+    causal: bool = False,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Any:
     """(out, lse) by one explicit softmax over masked logits, sinks as one more column."""
     x = logits(q, k, bias, scale, softcap)
-    seen = visible(*x.shape[-2:], causal, window)
+    seen = visible(x.shape[-2], x.shape[-1], causal, window)
     seen = seen if mask is None else seen & mask
     x = x.masked_fill(~seen, -torch.inf)
     if sinks is not None:
@@ -44,7 +56,7 @@ def attend(q, k, v, mask=None, bias=None, sinks=None, *, scale, causal=False, wi
     return out.to(q.dtype), lse
 
 
-def _out(*operands: Any, **attrs: Any) -> torch.Tensor:
+def _out(*operands: Any, **attrs: Any) -> Any:
     return attend(*operands, **attrs)[0]
 
 
@@ -54,18 +66,29 @@ def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any = None, *
     )
 
 
-def _merge(o1: torch.Tensor, lse1: torch.Tensor, o2: torch.Tensor, lse2: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _merge(o1: torch.Tensor, lse1: torch.Tensor, o2: torch.Tensor, lse2: torch.Tensor) -> Any:
     lse = torch.logaddexp(lse1, lse2)
     parts = [(x.float() * (part - lse).exp()[..., None]) for x, part in ((o1, lse1), (o2, lse2))]
-    return sum(parts).to(o1.dtype), lse
+    return (parts[0] + parts[1]).to(o1.dtype), lse
 
 
-def _stats(q, k, lse, *, rows=0, reduce="sum", scale, causal=False, group="sum"):
+def _stats(
+    q: Any,
+    k: Any,
+    lse: Any,
+    *,
+    rows: int = 0,
+    reduce: str = "sum",
+    scale: float,
+    causal: bool = False,
+    group: Any = "sum",
+) -> Any:
     x = logits(q, k, None, scale, None)
-    seen = visible(*x.shape[-2:], causal, None)
+    seen = visible(x.shape[-2], x.shape[-1], causal, None)
     p = torch.where(seen, (x - lse[..., None]).exp(), 0.0)[..., -rows:, :]
     c = p.sum(2) if reduce == "sum" else p.amax(2)
-    c = getattr(torch, {"max": "amax"}.get(group, group))(c.unflatten(1, (k.shape[1], -1)), 2)
+    grouped = c.reshape(c.shape[0], k.shape[1], -1, c.shape[2])
+    c = getattr(torch, {"max": "amax"}.get(group, group))(grouped, 2)
     return c, seen[-rows:].sum(0)
 
 

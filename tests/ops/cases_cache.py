@@ -16,7 +16,7 @@ Q = Floats((2, 6, 3, 8))
 POS = Fixed([[7, 8, 9], [3, 4, -1]])
 
 
-def _append(kv: KVArrays, k: torch.Tensor, v: torch.Tensor, pos: torch.Tensor) -> KVArrays:
+def _append(kv: Any, k: torch.Tensor, v: torch.Tensor, pos: torch.Tensor) -> KVArrays:
     state = KVArrays(kv.k.clone(), kv.v.clone(), kv.positions.clone())
     for b in range(pos.shape[0]):
         kept = pos[b] >= 0
@@ -26,7 +26,18 @@ def _append(kv: KVArrays, k: torch.Tensor, v: torch.Tensor, pos: torch.Tensor) -
     return state
 
 
-def _attend(q, kv, pos, table=None, sinks=None, *, scale, window=None, softcap=None, causal=True):
+def _attend(
+    q: Any,
+    kv: Any,
+    pos: Any,
+    table: Any = None,
+    sinks: Any = None,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    causal: bool = True,
+) -> Any:
     repeat = q.shape[1] // kv.k.shape[1]
     places = kv.positions.repeat_interleave(repeat, 1)[:, :, None, :]
     distance = pos[:, None, :, None] - places
@@ -44,13 +55,13 @@ def _attend(q, kv, pos, table=None, sinks=None, *, scale, window=None, softcap=N
     return (p @ kv.v.float().repeat_interleave(repeat, 1)).to(q.dtype)
 
 
-def _gather(kv: KVArrays, index: torch.Tensor) -> KVArrays:
+def _gather(kv: Any, index: Any) -> KVArrays:
     heads = torch.arange(index.shape[1])[None, :, None]
     rows = torch.arange(index.shape[0])[:, None, None]
     return KVArrays(kv.k[rows, heads, index], kv.v[rows, heads, index], kv.positions[rows, heads, index])
 
 
-def _evict(kv: KVArrays, scores: torch.Tensor, keep: int, sinks: int = 4, recent: int = 32) -> KVArrays:
+def _evict(kv: Any, scores: torch.Tensor, keep: int, sinks: int = 4, recent: int = 32) -> KVArrays:
     newest = kv.positions.amax(2, keepdim=True)
     ranked = scores.float()
     ranked = ranked.masked_fill((kv.positions < sinks) | (kv.positions > newest - recent), torch.inf)

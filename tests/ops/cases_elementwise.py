@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ X, ROW, COLUMN = Floats((2, 7, 5)), Floats((7, 1)), Floats((5,))
 POSITIVE = Floats((2, 7, 5), above=0.5)
 WHOLE, SMALL = Ints((2, 7, 5), -9, 9), Ints((7, 1), 1, 5)
 
-_BINARY = {
+_BINARY: dict[str, Any] = {
     "add": torch.add,
     "sub": torch.sub,
     "mul": torch.mul,
@@ -22,13 +23,32 @@ _BINARY = {
     "remainder": torch.remainder,
     "floor_div": torch.floor_divide,
 }
-_COMPARE = {"eq": torch.eq, "ne": torch.ne, "lt": torch.lt, "le": torch.le, "gt": torch.gt, "ge": torch.ge}
-_LOGIC = {"and": torch.bitwise_and, "or": torch.bitwise_or, "xor": torch.bitwise_xor}
-_UNARY = {"neg": torch.neg, "abs": torch.abs, "sign": torch.sign, "relu": torch.relu, "floor": torch.floor}
+_COMPARE: dict[str, Any] = {
+    "eq": torch.eq,
+    "ne": torch.ne,
+    "lt": torch.lt,
+    "le": torch.le,
+    "gt": torch.gt,
+    "ge": torch.ge,
+}
+_LOGIC: dict[str, Any] = {"and": torch.bitwise_and, "or": torch.bitwise_or, "xor": torch.bitwise_xor}
+_UNARY: dict[str, Any] = {
+    "neg": torch.neg,
+    "abs": torch.abs,
+    "sign": torch.sign,
+    "relu": torch.relu,
+    "floor": torch.floor,
+}
 _UNARY |= {"ceil": torch.ceil}
-_FLOATING = {"exp": torch.exp, "sin": torch.sin, "cos": torch.cos, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
+_FLOATING: dict[str, Any] = {
+    "exp": torch.exp,
+    "sin": torch.sin,
+    "cos": torch.cos,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+}
 _FLOATING |= {"erf": torch.erf}
-_POSITIVE = {"log": torch.log, "sqrt": torch.sqrt, "rsqrt": torch.rsqrt, "reciprocal": torch.reciprocal}
+_POSITIVE: dict[str, Any] = {"log": torch.log, "sqrt": torch.sqrt, "rsqrt": torch.rsqrt, "reciprocal": torch.reciprocal}
 
 
 def _binary() -> list[Case]:
@@ -103,19 +123,28 @@ def _others() -> list[Case]:
     ]
 
 
-_REDUCE = {"sum": torch.sum, "mean": torch.mean, "amax": torch.amax, "amin": torch.amin, "logsumexp": torch.logsumexp}
+_REDUCE: dict[str, Any] = {
+    "sum": torch.sum,
+    "mean": torch.mean,
+    "amax": torch.amax,
+    "amin": torch.amin,
+    "logsumexp": torch.logsumexp,
+}
+
+
+def _reduction(function: Any) -> Any:
+    return lambda x, axes, keepdims=False: function(x, axes, keepdim=keepdims)
 
 
 def _reductions() -> list[Case]:
     cases = []
     for op, f in _REDUCE.items():
-        run = lambda x, axes, keepdims=False, f=f: f(x, axes, keepdim=keepdims)  # noqa: E731
+        run = _reduction(f)
         cases.append(Case(op, (X,), {"axes": (1,)}, run))
         cases.append(Case(op, (X,), {"axes": (-1, 0), "keepdims": True}, run, label="keep"))
-    exact = {"sum": torch.sum, "amax": torch.amax, "amin": torch.amin}
+    exact: dict[str, Any] = {"sum": torch.sum, "amax": torch.amax, "amin": torch.amin}
     for op, f in exact.items():
-        run = lambda x, axes, f=f: f(x, axes)  # noqa: E731
-        cases.append(Case(op, (WHOLE,), {"axes": (1, 2)}, run, dtypes=("f32",), label="ints"))
+        cases.append(Case(op, (WHOLE,), {"axes": (1, 2)}, _reduction(f), dtypes=("f32",), label="ints"))
     flags = Bools((2, 7, 3))
     return [
         *cases,

@@ -77,7 +77,9 @@ def _norms() -> list[Case]:
     ]
 
 
-def _rope(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor, style: str = "half", scale: float = 1.0):
+def _rope(
+    x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor, style: Any = "half", scale: Any = 1.0
+) -> Any:
     """The published form: complex numbers times e^(i angle)."""
     angles = positions[:, None, :, None].float() * inv_freq.float()
     turn = torch.polar(torch.full_like(angles, scale), angles)
@@ -110,23 +112,24 @@ def _positions() -> list[Case]:
     ]
 
 
-def _moe(x, index, weights, gate_up, down, gate_up_bias=None, down_bias=None, **how):
+def _moe(x: Any, index: Any, weights: Any, gate_up: Any, down: Any, b1: Any = None, b2: Any = None, **how: Any) -> Any:
     """One token and one expert at a time."""
     activation, alpha, limit = how.get("activation", "silu"), how.get("alpha", 1.702), how.get("limit")
-    act = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda g: F.gelu(g, approximate="tanh")}.get(activation)
+    acts: dict[str, Any] = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda g: F.gelu(g, approximate="tanh")}
+    act = acts.get(activation)
     rows = []
     for token, experts, shares in zip(x.float(), index, weights.float(), strict=True):
         total = torch.zeros_like(token)
         for e, share in zip(experts.tolist(), shares, strict=True):
             first, second = gate_up[e].float(), down[e].float()
             both = token @ first if how.get("transposed") else first @ token
-            both = both if gate_up_bias is None else both + gate_up_bias[e].float()
+            both = both if b1 is None else both + b1[e].float()
             gate, up = (both[::2], both[1::2]) if how.get("interleaved") else both.chunk(2)
             if limit is not None:
                 gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
             hidden = gate * torch.sigmoid(alpha * gate) * (up + 1) if act is None else act(gate) * up
             y = hidden @ second if how.get("transposed") else second @ hidden
-            total += share * (y if down_bias is None else y + down_bias[e].float())
+            total += share * (y if b2 is None else y + b2[e].float())
         rows.append(total)
     return torch.stack(rows).to(x.dtype)
 

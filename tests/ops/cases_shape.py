@@ -15,7 +15,8 @@ X = Floats((2, 7, 15))
 
 
 def _slice(x: torch.Tensor, axis: int, start: int = 0, stop: int | None = None, step: int = 1) -> torch.Tensor:
-    return torch.ops.aten.slice(x, axis, start, stop, step)
+    result: torch.Tensor = torch.ops.aten.slice(x, axis, start, stop, step)
+    return result
 
 
 def _take(x: torch.Tensor, index: torch.Tensor, axis: int) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from tests.ops.cases import Case, Fixed, Floats, Ints
@@ -28,7 +30,7 @@ def _scatter(x: torch.Tensor, index: torch.Tensor, source: torch.Tensor) -> torc
     return result
 
 
-def _merge(x: torch.Tensor, sizes: torch.Tensor, index_from: torch.Tensor, index_to: torch.Tensor):
+def _merge(x: torch.Tensor, sizes: torch.Tensor, index_from: torch.Tensor, index_to: torch.Tensor) -> Any:
     tokens, counts = [], []
     for row, size, sources, targets in zip(x.float(), sizes, index_from.tolist(), index_to.tolist(), strict=True):
         groups = {i: [i] for i in range(len(row)) if i not in sources}
@@ -42,7 +44,7 @@ def _merge(x: torch.Tensor, sizes: torch.Tensor, index_from: torch.Tensor, index
     return torch.stack(tokens).to(x.dtype), torch.stack(counts)
 
 
-def _sample(logits, uniform, temperature, top_k=None, top_p=None):
+def _sample(logits: Any, uniform: Any, temperature: float, top_k: Any = None, top_p: Any = None) -> Any:
     if temperature == 0:
         return logits.argmax(1)
     values, ids = (logits.double() / temperature).sort(dim=1, descending=True, stable=True)

@@ -96,7 +96,7 @@ def explicit(q: Any, k: Any, causal: bool) -> Any:
     """Softmax probabilities [B, H, S, T]."""
     logits = 0.3 * q @ np.swapaxes(np.repeat(k, 2, axis=1), -1, -2)
     if causal:
-        logits = np.where(np.tri(*logits.shape[-2:], dtype=bool), logits, -np.inf)
+        logits = np.where(np.tri(*logits.shape[-2:]) > 0, logits, -np.inf)
     p = np.exp(logits - logits.max(-1, keepdims=True))
     return p / p.sum(-1, keepdims=True)
 

@@ -15,7 +15,7 @@ def test_erf_is_accurate_and_keeps_shape_and_dtype() -> None:
     x = np.linspace(-6, 6, 1001).reshape(7, 11, 13)
     np.testing.assert_array_equal(erf(x), [[[math.erf(v) for v in row] for row in plane] for plane in x])
     assert erf(x.astype(np.float32)).dtype == np.float32
-    assert erf(np.float64(0.5)).shape == ()
+    assert erf(np.array(0.5)).shape == ()
 
 
 def test_sigmoid_has_no_overflow_and_keeps_small_values() -> None:
@@ -37,6 +37,15 @@ def test_a_row_of_a_product_does_not_depend_on_the_others(rows: int) -> None:
     x, weight = generator.standard_normal((64, 129)), generator.standard_normal((77, 129)).astype(np.float32)
     np.testing.assert_array_equal(project(x, weight)[:rows], project(x[:rows], weight))
     np.testing.assert_array_equal(project(x, weight)[-rows:], project(x[-rows:], weight))
+
+
+@pytest.mark.parametrize("outputs", [1, 2, 7, 64])
+def test_merging_and_splitting_weights_changes_nothing(outputs: int) -> None:
+    generator = np.random.default_rng(0)
+    x, weight = generator.standard_normal((3, 129)), generator.standard_normal((77, 129))
+    whole = project(x, weight)
+    np.testing.assert_array_equal(project(x, weight[:outputs]), whole[:, :outputs])
+    np.testing.assert_array_equal(project(x, weight[-outputs:]), whole[:, -outputs:])
 
 
 def test_linear_and_matmul_agree_bit_for_bit() -> None:
