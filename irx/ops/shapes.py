@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from irx.errors import TypeRuleError
-from irx.ir.dims import Dim, SymDim, maximum, minimum, product
+from irx.ir.dims import Dim, SymDim, is_nonnegative, maximum, minimum, product
 from irx.ir.types import INTEGERS, WEAK, TensorType, is_float, is_packed, promote
 
 Shape: TypeAlias = tuple[Dim, ...]
@@ -127,7 +127,8 @@ def steps(start: Dim, stop: Dim, step: int) -> Dim:
         raise TypeRuleError("step must not be 0")
     distance = stop - start if step > 0 else start - stop
     width = abs(step)
-    return maximum((distance + (width - 1)) // width, 0)
+    count = distance if width == 1 else (distance + (width - 1)) // width
+    return count if is_nonnegative(count) else maximum(count, 0)
 
 
 def slice_length(size: Dim, start: Dim, stop: Dim | None, step: int) -> Dim:
@@ -139,6 +140,8 @@ def slice_length(size: Dim, start: Dim, stop: Dim | None, step: int) -> Dim:
 
 
 def _bound(bound: Dim, size: Dim) -> Dim:
+    if bound in (0, size):
+        return bound
     if isinstance(bound, SymDim):
         return minimum(bound, size)
     return minimum(bound, size) if bound >= 0 else maximum(size + bound, 0)

@@ -122,6 +122,14 @@ def test_packed_weights_are_read_by_embedding_linear_and_others() -> None:
     np.testing.assert_array_equal(whole, values)
 
 
+def test_a_derived_weight_may_be_unpacked() -> None:
+    weights, weight, raw = packed_weights(3)
+    plain = weights.derive("plain", "dequantize", [weight], dtype="bf16")
+    expected = unpack(raw, "q8_0").astype(ml_dtypes.bfloat16)
+    np.testing.assert_array_equal(weights.array(plain).astype(np.float32), expected.astype(np.float32))
+    assert weights.array(plain).dtype == expected.dtype
+
+
 def test_an_embedding_unpacks_only_the_rows_it_returns(monkeypatch: pytest.MonkeyPatch) -> None:
     weights, weight, _ = packed_weights(5000)
     graph, b, (ids,) = build(("ids", TensorType((S,), "i64")))
