@@ -15,7 +15,7 @@ import numpy as np
 from irx.analysis.cost import graph_cost
 from irx.analysis.inputs import random_inputs
 from irx.analysis.structure import extract
-from irx.errors import IRXError, NoReference
+from irx.errors import IRXError, NoReference, UnboundWeight
 from irx.ir.dims import Range
 from irx.ir.graph import Graph, Value, Weight
 from irx.ir.opdef import Array
@@ -48,7 +48,7 @@ class CacheCheck:
     def whole(self, longest: int) -> float | None:
         """max|cached - forward| / max|forward| of the logits; infinite where something cannot be evaluated.
 
-        None where the program is too large, too short, or needs torch that is not there.
+        None where the program is too large, too short, needs torch that is not there, or was read without its weights.
         """
         tokens = min(_TOKENS, longest)
         sizes = {**small_sizes(self.sizes), str(self.roles.batch): _BATCH, str(self.roles.length): tokens}
@@ -56,7 +56,7 @@ class CacheCheck:
             return None
         try:
             return self._compare(sizes)
-        except NoReference:
+        except (NoReference, UnboundWeight):
             return None
         except (IRXError, ArithmeticError, LookupError, ValueError):
             return float("inf")
