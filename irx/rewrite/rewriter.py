@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from irx.errors import TypeRuleError
 from irx.ir.dims import Range
 from irx.ir.graph import Builder, Graph, Node, Value
 from irx.ir.program import Program
@@ -130,7 +131,7 @@ class _Sweep:
         builder = Recorder(self.graph, root, self.by)
         try:
             result = rule.build(match, builder)
-        except Refused as refusal:
+        except (Refused, TypeRuleError) as refusal:
             builder.undo()
             return str(refusal)
         error, reason = self._error(match, root, result)

@@ -1,4 +1,4 @@
-"""remove-noops: nodes that return their operand unchanged, and pairs of casts, reshapes, permutes and expands.
+"""remove-noops: nodes that return their operand unchanged, and casts, reshapes, permutes and expands in a row.
 
 Before:
 
@@ -21,6 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from irx.analysis.precision import holds
+from irx.ir.dims import Dim
 from irx.ir.graph import Builder, Node, Value
 from irx.ir.program import Program
 from irx.pipeline.base import Context, Effect, Pass, Report, Stage
@@ -121,8 +122,25 @@ def _unpadded(node: Node, b: Builder) -> Value | None:
     return _first(node)  # nothing was added where the type stays the same
 
 
-def _single(node: Node, b: Builder) -> Value | None:
-    return _first(node) if len(node.inputs) == 1 else None
+def _concat(node: Node, b: Builder) -> Value | None:
+    """A single operand, or the value that the operands are all slices of, one after the other."""
+    if len(node.inputs) == 1:
+        return _first(node)
+    whole = _behind(_first(node), "slice")
+    axis = _axis(node)
+    end: Dim = 0
+    for piece in node.inputs:
+        cut = piece.producer if piece is not None else None
+        if piece is None or cut is None or cut.op.name != "slice" or cut.inputs[0] is not whole:
+            return None
+        if _axis(cut) != axis or cut.attr("start") != end or cut.attr("step") != 1:
+            return None
+        end = end + piece.shape[axis]
+    return whole  # that the slices reach its end is seen in the equal type
+
+
+def _axis(node: Node) -> int:
+    return int(str(node.attr("axis"))) % len(node.output.shape)
 
 
 _SIMPLIFICATIONS: dict[str, Simplification] = {
@@ -138,5 +156,5 @@ _SIMPLIFICATIONS: dict[str, Simplification] = {
     "pow": _neutral(1, 1),
     "clamp": _unbounded,
     "pad": _unpadded,
-    "concat": _single,
+    "concat": _concat,
 }
