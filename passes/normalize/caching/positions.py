@@ -19,8 +19,11 @@ computes them goes away. Positions of padding are -1; they read row 0 of tables,
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from irx.analysis.structure import between
 from irx.ir.dims import Dim
@@ -90,15 +93,22 @@ class Positions:
     def _rows(self, b: Builder, value: Value, kind: Counting | Lookup | Rows) -> Value:
         """The value's rows at `pos`: [B, S, ...]."""
         if isinstance(kind, Rows):
-            array = kind.rows[: self.frontier.longest].astype(numpy_dtype(value.dtype))
-            table: Value = self.weights.add_array(f"positions.{value.name}", array.reshape(len(array), -1))
-            index = self._index(b, 0)
+            table, index = self._table(value, kind), self._index(b, 0)
         elif isinstance(kind, Lookup):
             table, index = self.copy(kind.table), self._index(b, kind.start)
         else:
             index = self._index(b, kind.start)
             return index if index.dtype == value.dtype else b("cast", index, dtype=value.dtype)
         return b("embedding", index, table)
+
+    def _table(self, value: Value, kind: Rows) -> Value:
+        """The rows as a constant of the program; layers that have the same ones share it."""
+        array = kind.rows[: self.frontier.longest].astype(numpy_dtype(value.dtype))
+        array = np.ascontiguousarray(array.reshape(len(array), -1))
+        key = (value.dtype, array.shape, hashlib.sha256(array.view(np.uint8)).digest())
+        if key not in self._made:
+            self._made[key] = self.weights.add_array(f"positions.{value.name}", array)
+        return self._made[key]
 
     def _index(self, b: Builder, start: int) -> Value:
         clamped = self._made.get("clamped")
