@@ -125,7 +125,10 @@ class _Parser:
         cursor = self.cursor
         at = cursor.at
         if cursor.kind != "weight":
-            return as_value(read_scalar(cursor))
+            number = read_scalar(cursor)
+            if number is None:
+                raise cursor.error("a weight cannot be made of nothing", at)
+            return as_value(number)
         name = self._unquoted(cursor.expect_kind("weight", "a weight")[1:])
         if name not in self.result.weights:
             raise cursor.error(f"weight ${name} is not declared above", at)

@@ -57,7 +57,7 @@ class Effect(Enum):
 
 @dataclass
 class Context:
-    """What a pass may ask for: the device's facts, the oracle, the limits of this compilation, and the rewrites left."""
+    """What a pass may ask for: the device's facts, the oracle, the limits of the compilation, and the rewrites left."""
 
     device: Device
     evaluate: Evaluate

@@ -1,0 +1,29 @@
+"""What a backend is: the part that turns a graph and its schedules into kernels for one device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from irx.ir.graph import Graph, Node
+from irx.ir.program import Program
+from irx.runtime.kernel import GraphKernel
+from irx.target import Device
+
+
+class Backend(Protocol):
+    """Four methods; `load` imports no code generator, so that a saved model runs without one."""
+
+    name: str
+
+    def supports(self, node: Node, device: Device) -> str | None:
+        """Why the backend cannot run this node on the device; None where it can."""
+
+    def spaces(self, graph: Graph, device: Device) -> Sequence[Any]:
+        """The choices that tuning has for this graph; none where there is nothing to tune."""
+
+    def build(self, program: Program, graph: Graph, device: Device, schedules: Any) -> dict[str, bytes]:
+        """Everything that `load` needs, by file name: objects and binaries with their sources."""
+
+    def load(self, blobs: Mapping[str, bytes], device: Device) -> GraphKernel:
+        """A kernel that runs the graph. Raises MissingFeature where this host cannot run it."""

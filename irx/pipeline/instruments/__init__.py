@@ -1,0 +1,20 @@
+"""What watches a pipeline: verifying, timing, dumping, comparing. Passes themselves do none of it."""
+
+from __future__ import annotations
+
+import os
+
+from irx.pipeline.instruments.base import Instrument, Kept, Verdict
+from irx.pipeline.instruments.compare import Compare
+from irx.pipeline.instruments.dump import Dump
+from irx.pipeline.instruments.time import Time
+from irx.pipeline.instruments.verify import Verify
+
+
+def standard_instruments() -> tuple[Instrument, ...]:
+    """Verify and Time, and Dump where IRX_DUMP_DIR names a folder. The last one stands closest around the pass."""
+    folder = os.environ.get("IRX_DUMP_DIR")
+    return (*((Dump(folder),) if folder else ()), Verify(), Time())
+
+
+__all__ = ["Compare", "Dump", "Instrument", "Kept", "Time", "Verdict", "Verify", "standard_instruments"]
