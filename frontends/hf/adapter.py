@@ -145,7 +145,7 @@ def _mask(
             raise UnknownMask("attention is masked relative to a cache")
     spec = recognise(mask_function)
     spec = MaskSpec(spec.causal, spec.window, attention_mask)
-    mask = operators().mask(attention_mask, batch_size, q_length, kv_length, spec.causal, spec.window)
+    mask: torch.Tensor = operators().mask(attention_mask, batch_size, q_length, kv_length, spec.causal, spec.window)
     session.masks[id(mask)] = (mask, spec)
     return mask
 

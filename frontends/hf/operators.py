@@ -22,7 +22,7 @@ _SCHEMAS = (
 @cache
 def operators() -> Any:
     """`torch.ops.irx` with the three operators defined; `window`, `softcap` and `limit` are 0 where there is none."""
-    library = torch.library.Library("irx", "FRAGMENT")
+    library: Any = torch.library.Library("irx", "FRAGMENT")  # type: ignore[no-untyped-call]
     for schema in _SCHEMAS:
         library.define(schema)
     torch.library.register_fake("irx::mask", _mask, lib=library)

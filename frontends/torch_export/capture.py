@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
@@ -83,7 +82,9 @@ def export(model: torch.nn.Module, example: Example, original: Example) -> Expor
     """`torch.export.export`, with failures explained."""
     try:
         with _evaluating(model), torch.no_grad():
-            return torch.export.export(model, example.args, example.kwargs, dynamic_shapes=example.shapes, strict=False)
+            return torch.export.export(
+                model, example.args, example.kwargs, dynamic_shapes=example.dynamic_shapes(), strict=False
+            )
     except Exception as error:
         raise _own(error) or explain(error, model, example, original) from error
 
@@ -199,11 +200,11 @@ def _check_sizes(translation: Translation, example: Example) -> None:
             )
     for name, value in example.named().items():
         made = by_name.get(name)
-        if made is None or not isinstance(value, torch.Tensor) or example.shapes is None:
+        if made is None or not isinstance(value, torch.Tensor) or example.axes is None:
             continue
         if value.is_floating_point():
             continue  # widths and channels are fixed in every model
-        fixed = [axis for axis in (example.shapes.get(name) or {}) if isinstance(made.shape[axis], int)]
+        fixed = [axis for axis in (example.axes.get(name) or {}) if isinstance(made.shape[axis], int)]
         if fixed:
             translation.notes.append(f"the model fixes axis {fixed} of {name} at the example's size")
 
@@ -223,8 +224,8 @@ def _in_dtype(model: torch.nn.Module, example: Example, dtype: str) -> tuple[tor
     def fit(value: Any) -> Any:
         return value.to(wanted) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
-    args, kwargs = pytree.tree_map(fit, (example.args, example.kwargs))
-    return copy.deepcopy(model, memo), replace(example, args=args, kwargs=kwargs)
+    fitted = {name: pytree.tree_map(fit, value) for name, value in example.named().items()}
+    return copy.deepcopy(model, memo), example.rebuilt(fitted)
 
 
 def _program_name(model: torch.nn.Module) -> str:

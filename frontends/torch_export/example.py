@@ -24,17 +24,49 @@ ExampleLike: TypeAlias = "torch.Tensor | tuple[Any, ...] | list[Any] | Mapping[s
 
 @dataclass
 class Example:
-    """Arguments of one call. `enlarged` lists (argument, axis) that had size 1; `shapes` is the dynamic-shapes tree."""
+    """Arguments of one call of a function with `signature`.
 
+    `axes` has the dynamic axes of every argument by name, in the argument's own nesting (None: all sizes are the
+    example's). `enlarged` lists (argument, axis) that had size 1.
+    """
+
+    signature: inspect.Signature
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    names: tuple[str, ...] = ()
-    shapes: dict[str, Any] | None = None
+    axes: dict[str, Any] | None = None
     enlarged: list[tuple[str, int]] = field(default_factory=list)
 
     def named(self) -> dict[str, Any]:
-        """All arguments by name, in the order of `forward`."""
-        return dict(zip(self.names, self.args, strict=False)) | self.kwargs
+        """All arguments by name, in the order of `forward`; those of `*args` are numbered."""
+        named: dict[str, Any] = {}
+        for name, value in self.signature.bind(*self.args, **self.kwargs).arguments.items():
+            kind = self.signature.parameters[name].kind
+            if kind is inspect.Parameter.VAR_POSITIONAL:
+                named |= {f"{name}_{i}": item for i, item in enumerate(value)}
+            else:
+                named |= value if kind is inspect.Parameter.VAR_KEYWORD else {name: value}
+        return named
+
+    def dynamic_shapes(self) -> dict[str, Any] | None:
+        """`axes` as `torch.export` wants it: nested as the signature binds the arguments."""
+        if self.axes is None:
+            return None
+        shapes: dict[str, Any] = {}
+        for name, value in self.signature.bind(*self.args, **self.kwargs).arguments.items():
+            kind = self.signature.parameters[name].kind
+            if kind is inspect.Parameter.VAR_POSITIONAL:
+                shapes[name] = tuple(self.axes[f"{name}_{i}"] for i in range(len(value)))
+            elif kind is inspect.Parameter.VAR_KEYWORD:
+                shapes[name] = {key: self.axes[key] for key in value}
+            else:
+                shapes[name] = self.axes[name]
+        return shapes
+
+    def rebuilt(self, values: Mapping[str, Any]) -> Example:
+        """The same call with other values, given by name."""
+        names = list(self.named())
+        args = tuple(values[name] for name in names[: len(self.args)])
+        return Example(self.signature, args, {name: values[name] for name in self.kwargs})
 
 
 def bind_example(model: torch.nn.Module, example: ExampleLike) -> Example:
@@ -47,49 +79,44 @@ def bind_example(model: torch.nn.Module, example: ExampleLike) -> Example:
         args = tuple(example) if isinstance(example, (tuple, list)) else (example,)
     signature = inspect.signature(model.forward)
     try:
-        bound = signature.bind(*args, **kwargs)
+        signature.bind(*args, **kwargs)
     except TypeError as error:
         raise ExampleMismatch(
             f"the example does not fit {type(model).__name__}.forward: {error}",
             fix=f"its arguments are {', '.join(signature.parameters)}",
         ) from None
-    names: list[str] = []
-    for name in bound.arguments:
-        if signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
-            names += [f"{name}_{i}" for i in range(len(bound.arguments[name]))]
-        elif len(names) < len(args):
-            names.append(name)
-    return Example(args, kwargs, tuple(names[: len(args)]))
+    return Example(signature, args, kwargs)
 
 
 def dynamic_example(example: Example) -> Example:
     """The example with dynamic axes marked and sizes of 1 on them enlarged."""
-    batches = [t.shape[0] for t in pytree.tree_leaves(example.named()) if isinstance(t, torch.Tensor) and t.dim()]
-    batch = max(batches, default=1)
-    made = Example(example.args, dict(example.kwargs), example.names, {}, [])
-    values = {name: _prepare(made, name, value, batch) for name, value in example.named().items()}
-    made.args = tuple(values[name] for name in example.names)
-    made.kwargs = {name: values[name] for name in example.kwargs}
+    tensors = (t for t in pytree.tree_leaves(example.named()) if isinstance(t, torch.Tensor) and t.dim())
+    batch = max((t.shape[0] for t in tensors), default=1)
+    values: dict[str, Any] = {}
+    axes: dict[str, Any] = {}
+    enlarged: list[tuple[str, int]] = []
+    for name, value in example.named().items():
+        leaves, tree = pytree.tree_flatten(value)
+        chosen = [_chosen(leaf, batch) for leaf in leaves]
+        enlarged += [(name, axis) for leaf, own in zip(leaves, chosen) for axis in own if leaf.shape[axis] == 1]
+        values[name] = pytree.tree_unflatten([_enlarge(*pair) for pair in zip(leaves, chosen)], tree)
+        axes[name] = pytree.tree_unflatten([dict.fromkeys(own, Dim.AUTO) or None for own in chosen], tree)
+    made = example.rebuilt(values)
+    made.axes, made.enlarged = axes, enlarged
     return made
 
 
-def _prepare(made: Example, name: str, value: Any, batch: int) -> Any:
-    """One argument, enlarged; its dynamic axes are entered in `made.shapes` in the same nesting."""
-    leaves, tree = pytree.tree_flatten(value)
-    results, shapes = [], []
-    for leaf in leaves:
-        axes = dynamic_axes(leaf) if isinstance(leaf, torch.Tensor) else ()
-        # A batch of 1 beside larger ones is there to be broadcast.
-        axes = tuple(axis for axis in axes if axis > 0 or leaf.shape[0] == batch)
-        small = [axis for axis in axes if leaf.shape[axis] == 1]
-        made.enlarged += [(name, axis) for axis in small]
-        for axis in small:
+def _chosen(leaf: Any, batch: int) -> tuple[int, ...]:
+    """Dynamic axes of one leaf. A batch of 1 beside larger ones is there to be broadcast."""
+    axes = dynamic_axes(leaf) if isinstance(leaf, torch.Tensor) else ()
+    return tuple(axis for axis in axes if axis > 0 or leaf.shape[0] == batch)
+
+
+def _enlarge(leaf: Any, axes: tuple[int, ...]) -> Any:
+    for axis in axes:
+        if leaf.shape[axis] == 1:
             leaf = torch.cat([leaf] * (2 if axis == 0 else 3), axis)
-        results.append(leaf)
-        shapes.append(dict.fromkeys(axes, Dim.AUTO) if axes else None)
-    assert made.shapes is not None
-    made.shapes[name] = pytree.tree_unflatten(shapes, tree)
-    return pytree.tree_unflatten(results, tree)
+    return leaf
 
 
 def dynamic_axes(tensor: torch.Tensor) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from functools import cache
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 Rule: TypeAlias = Callable[..., Any]
 
@@ -29,10 +29,13 @@ class Untranslatable(Exception):
     """Raised by a rule for a case that IRX's operations cannot say; the operator stays as a `torch.call`."""
 
 
-def rule(*overloads: str) -> Callable[[Rule], Rule]:
+Declared = TypeVar("Declared", bound=Rule)
+
+
+def rule(*overloads: str) -> Callable[[Declared], Declared]:
     """Declare the rule of these overloads, as `aten.add.Tensor`."""
 
-    def declare(function: Rule) -> Rule:
+    def declare(function: Declared) -> Declared:
         for overload in overloads:
             if overload in _RULES:
                 raise ValueError(f"two rules for {overload}: {_RULES[overload]} and {function}")

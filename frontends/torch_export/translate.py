@@ -128,8 +128,8 @@ class _Binder:
             self.result.inputs.append(None)
             return self.table.add(*self.weights[node.name])
         if isinstance(value, torch.Tensor):
-            type = TensorType(self.result.sizes.shape(value.shape), dtype_name(value.dtype))
-            made = self.result.graph.add_input(self.names.get(node.name, node.name), type)
+            tensor = TensorType(self.result.sizes.shape(value.shape), dtype_name(value.dtype))
+            made = self.result.graph.add_input(self.names.get(node.name, node.name), tensor)
             self.result.inputs.append(made.name)
             return made
         if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):

@@ -86,7 +86,10 @@ def take_along(site: Site, self: Value, indices: Value, dim: int | None) -> Valu
 
 @rule("aten.scatter.src")
 def scatter(site: Site, self: Value, dim: int, index: Value, src: Value) -> Value:
-    return site("scatter", self, index, src, axis=site.axis(self, dim))
+    source = src
+    for axis, size in enumerate(index.shape):
+        source = site.slice(source, axis, 0, size)  # torch reads no more of it than the index covers
+    return site("scatter", self, index, source, axis=site.axis(self, dim))
 
 
 @rule("aten.scatter.value")

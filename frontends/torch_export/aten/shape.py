@@ -261,7 +261,8 @@ def roll(site: Site, self: Value, shifts: Sequence[Any], dims: Sequence[int]) ->
 def constant_pad(site: Site, self: Value, pad: Sequence[Dim], value: Any) -> Value:
     """`pad` lists (before, after) from the last axis backwards; negative amounts cut."""
     rank = len(self.shape)
-    before, after = ([0] * (rank - len(pad) // 2) + list(pad[side::2])[::-1] for side in (0, 1))
+    untouched: list[Dim] = [0] * (rank - len(pad) // 2)
+    before, after = (untouched + list(pad[side::2])[::-1] for side in (0, 1))
     if any(isinstance(amount, int) and amount < 0 for amount in (*before, *after)):
         raise Untranslatable("padding that cuts")
     return site("pad", self, before=tuple(before), after=tuple(after), value=value)
