@@ -43,9 +43,12 @@ def flip(x: Tensor, *, axes: tuple[int, ...]) -> Tensor:
     return torch.flip(x, axes)
 
 
-def arange(*, start: int = 0, stop: int, step: int = 1, dtype: str = "i64") -> Tensor:
-    return torch.arange(start, stop, step, dtype=TORCH[dtype])
+Device = torch.device | None
 
 
-def full(*, shape: tuple[int, ...], value: Scalar, dtype: str) -> Tensor:
-    return torch.full(shape, value, dtype=TORCH[dtype])
+def arange(*, start: int = 0, stop: int, step: int = 1, dtype: str = "i64", device: Device = None) -> Tensor:
+    return torch.arange(start, stop, step, dtype=TORCH[dtype], device=device)
+
+
+def full(*, shape: tuple[int, ...], value: Scalar, dtype: str, device: Device = None) -> Tensor:
+    return torch.full(shape, value, dtype=TORCH[dtype], device=device)

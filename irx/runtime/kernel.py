@@ -1,0 +1,30 @@
+"""What the runtime needs of a backend's kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
+
+from irx.ir.graph import Value
+from irx.runtime.store import WeightStore
+
+
+class GraphKernel(Protocol):
+    """One graph, ready to run: tensors and KV states in, the same out, in the order of the graph."""
+
+    name: str
+    inputs: Sequence[Value]
+    outputs: Sequence[Value]
+    output_names: Sequence[str]
+
+    def bind(self, store: WeightStore) -> None:
+        """Take the weights from `store` and prepare what depends on them only. Called once, before the first call."""
+        ...
+
+    def __call__(self, *inputs: Any) -> list[Any]:
+        """Run on inputs that fit the graph's types; they are not checked again."""
+        ...
+
+
+Loader: TypeAlias = Callable[[Mapping[str, bytes], str], GraphKernel]
+"""A backend's `load`: the kernel of one graph from its files, for a device by its torch name (`cpu`, `cuda`)."""

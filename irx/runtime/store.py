@@ -1,0 +1,80 @@
+"""The weights of an executable on its device: loaded when a kernel is bound, shared by all graphs.
+
+Kernels ask for weights by name, and for constants that they computed from weights by a key that says how, so that a
+dequantized weight that three graphs read exists once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from irx.runtime.tensors import Packed
+
+Stored: TypeAlias = "Tensor | Packed"
+
+
+class WeightStore:
+    """Weights by name, and constants derived from them; `load(name)` gives a tensor in the host's memory."""
+
+    def __init__(self, load: Callable[[str], Stored], device: torch.device) -> None:
+        self.device = device
+        self._load = load
+        self._weights: dict[str, Stored] = {}
+        self._derived: dict[int, Any] = {}
+        self._numbers: dict[Hashable, int] = {}
+
+    def read(self, name: str) -> Stored:
+        """A weight that is only needed now, to compute others from it; it is not kept."""
+        return self._weights[name] if name in self._weights else self._placed(name)
+
+    def keep(self, name: str) -> Stored:
+        """A weight that graphs read in every call."""
+        if name not in self._weights:
+            self._weights[name] = self._placed(name)
+        return self._weights[name]
+
+    def number(self, description: Hashable) -> int:
+        """A short name for how a constant is made: equal numbers for equal descriptions."""
+        return self._numbers.setdefault(description, len(self._numbers))
+
+    def derived(self, number: int, make: Callable[[], Any]) -> Any:
+        """The constant of that number, made when it is asked for the first time."""
+        if number not in self._derived:
+            self._derived[number] = make()
+        return self._derived[number]
+
+    def kept(self, number: int) -> Any:
+        """The constant of that number, None where it was never asked for."""
+        return self._derived.get(number)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of everything that is kept, counting shared memory once."""
+        storages = {storage.data_ptr(): storage.nbytes() for storage in map(_storage, _tensors([*self._weights.values(), *self._derived.values()]))}
+        return sum(storages.values())
+
+    def _placed(self, name: str) -> Stored:
+        found = self._load(name)
+        if isinstance(found, Packed):
+            return Packed(found.raw.to(self.device), found.form)
+        return found.to(self.device)
+
+
+def _tensors(items: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    for item in items:
+        if isinstance(item, Packed):
+            found.append(item.raw)
+        elif isinstance(item, Tensor):
+            found.append(item)
+        elif isinstance(item, tuple):
+            found += _tensors(item)
+    return found
+
+
+def _storage(tensor: Tensor) -> torch.UntypedStorage:
+    return tensor.untyped_storage()
