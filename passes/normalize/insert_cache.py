@@ -90,7 +90,7 @@ class _Conversion:
         self.program.graphs |= ({"encode": encode} if encode else {}) | {"prefill": prefill, "decode": decode}
         self.program.meta |= self._meta(made, roles, encode)
         sites = [
-            Site("forward", s.node.loc, f"{s.state}: {s.type}", errors.get(s.signature, errors.get("")))
+            Site("forward", s.node.loc, str(s.type), errors.get(s.signature, errors.get("")))
             for s in made.sites
         ]
         return Report(sites)
