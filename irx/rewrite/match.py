@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -24,6 +25,11 @@ class Trace:
         """Note why the attempt `found` ended here."""
         if found.keyed and len(found.nodes) > self.depth:
             self.reason, self.depth = reason, len(found.nodes)
+
+    def refuse(self, reason: str) -> None:
+        """Note why a complete match was not rewritten, which is deeper than any failure; the first one stays."""
+        if self.depth < sys.maxsize:
+            self.reason, self.depth = reason, sys.maxsize
 
 
 @dataclass(frozen=True)

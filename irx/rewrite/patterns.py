@@ -12,8 +12,8 @@
 `op` matches a node by name and, one by one, its operands; operands of a commutative op come in either order, and an
 operand the pattern does not list must be left out. A name captures: twice the same name must mean the same value.
 `maybe` allows a node that may be there or not, `through` looks through any number of casts and reshapes, `one_of`
-tries ways in turn, `product` matches a tree of multiplications as a set of factors. Conditions (`where=`) are functions
-that return why a value does not do, or None.
+tries ways in turn, `named` captures the value another pattern starts from, `product` matches a tree of multiplications
+as a set of factors. Conditions (`where=`) are functions that return why a value does not do, or None.
 
 A pattern yields every way in which it fits, so that a later condition may reject the first. Where it fits in no way,
 `Match.trace` holds the condition that failed at the deepest point, for the report; see `Trace` for `key`.
@@ -165,6 +165,19 @@ class Through(Pattern):
             yield from self.inner.match(inner, after)
 
 
+class Named(Pattern):
+    """A pattern whose outermost value gets a name; see `named`."""
+
+    def __init__(self, name: str, inner: Pattern) -> None:
+        self.name, self.inner, self.roots = name, inner, inner.roots
+
+    def match(self, value: Value | None, found: Match) -> Iterator[Match]:
+        """The inner pattern's ways."""
+        bound = found.bind(self.name, value) if value is not None else None
+        if bound is not None:
+            yield from self.inner.match(value, bound)
+
+
 class Product(Pattern):
     """Factors of a tree of multiplications, in any order and association; see `product`."""
 
@@ -246,6 +259,11 @@ def through(inner: Pattern, ops: Sequence[str] = ("cast", "reshape"), where: Con
 def one_of(*choices: Pattern) -> Pattern:
     """The first choices that fit."""
     return OneOf(choices)
+
+
+def named(name: str, inner: Pattern) -> Pattern:
+    """The inner pattern, with a name for the value it starts from."""
+    return Named(name, inner)
 
 
 def product(*factors: Pattern) -> Pattern:

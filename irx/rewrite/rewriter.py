@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from irx.errors import TypeRuleError
 from irx.ir.dims import Range
@@ -34,6 +35,9 @@ from irx.rewrite.report import Fuel, NearMiss, Report, Site
 
 class Refused(Exception):
     """Raised by a rule for a match that it does not rewrite after all, with the reason."""
+
+
+_MOST_WAYS = 16  # in which a pattern may fit one node before the rule gives up there
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class Rewriter:
         sweep = _Sweep(self, graph, check)
         while sweep.once():
             pass
-        return Report(sweep.sites, [*sweep.near_misses, *sweep.refused.values()])
+        return Report(sweep.sites, sweep.near_misses)
 
 
 class _Sweep:
@@ -87,7 +91,6 @@ class _Sweep:
         self.check = check
         self.sites: list[Site] = []
         self.near_misses: list[NearMiss] = []  # of the last visit, in which nothing was rewritten any more
-        self.refused: dict[tuple[Node, str], NearMiss] = {}  # sites that failed their check: not tried again
 
     def once(self) -> bool:
         """Visit every node once. True if something was rewritten and another visit may find more."""
@@ -100,56 +103,55 @@ class _Sweep:
         return len(self.sites) > before
 
     def _visit(self, node: Node) -> list[Node]:
+        """Try the rules at one node: what was erased, nothing where none applied."""
+        attempts: list[tuple[int, str]] = []
         for rule in self.rules:
             if rule.pattern.roots is not None and node.op.name not in rule.pattern.roots:
                 continue
-            erased = self._apply(rule, node)
+            trace = Trace()
+            erased = self._apply(rule, node, trace)
+            if erased:
+                return erased
+            attempts.append((trace.depth, f"{rule.what}: {trace.reason}"))
+        depth, reason = max(attempts, key=lambda attempt: attempt[0], default=(0, ""))
+        if depth:
+            self.near_misses.append(NearMiss(self.graph.name, node.loc, reason))
+        return []
+
+    def _apply(self, rule: Rule, node: Node, trace: Trace) -> list[Node]:
+        matches = rule.pattern.match(node.output, Match(self.graph, trace))
+        for match in islice(matches, _MOST_WAYS):
+            outside = match.outside_user() if rule.exclusive else None
+            if outside is not None:
+                trace.refuse(f"%{outside.outputs[0].name} is used elsewhere as well")
+                continue
+            erased = self._rewrite(rule, match, node)
             if erased:
                 return erased
         return []
 
-    def _apply(self, rule: Rule, node: Node) -> list[Node]:
-        trace = Trace()
-        reason = ""
-        for match in rule.pattern.match(node.output, Match(self.graph, trace)):
-            result = self._try(rule, match, node)
-            if isinstance(result, list):
-                return result
-            reason = reason or result
-        reason = reason or trace.reason
-        if reason and (node, rule.what) not in self.refused:
-            self.near_misses.append(NearMiss(self.graph.name, node.loc, f"{rule.what}: {reason}"))
-        return []
-
-    def _try(self, rule: Rule, match: Match, root: Node) -> list[Node] | str:
-        """Rewrite a match: the erased nodes, or why it was left alone."""
-        outside = match.outside_user() if rule.exclusive else None
-        if outside is not None:
-            return f"%{outside.outputs[0].name} is used elsewhere as well"
-        if (root, rule.what) in self.refused:
-            return ""
+    def _rewrite(self, rule: Rule, match: Match, root: Node) -> list[Node]:
         builder = Recorder(self.graph, root, self.by)
         try:
             result = rule.build(match, builder)
+            error = self._check(match, root, result)
         except (Refused, TypeRuleError) as refusal:
+            match.trace.refuse(str(refusal))
             builder.undo()
-            return str(refusal)
-        error, reason = self._error(match, root, result)
-        if reason:
-            builder.undo()
-            self.refused[root, rule.what] = NearMiss(self.graph.name, root.loc, f"{rule.what}: {reason}")
-            return ""
+            return []
         if not self.fuel.take():
             builder.undo()
-            return ""
+            return []
         self.graph.replace(root.output, result)
         self.sites.append(Site(self.graph.name, root.loc, rule.what, error))
         return erase_unused(self.graph, [root, *builder.made])
 
-    def _error(self, match: Match, root: Node, result: Value) -> tuple[float | None, str]:
-        """The error of the check, and what is wrong with it."""
-        error = self.check.error(root.outputs, [result], match.leaves) if self.check else None
+    def _check(self, match: Match, root: Node, result: Value) -> float | None:
+        """The site's error; Refused where it is too large."""
+        if self.check is None:
+            return None
+        error = self.check.error(root.outputs, [result], match.leaves)
         limit = max(node.op.tolerance.f32 for node in match.nodes)
         if error is not None and error > limit:
-            return error, f"check failed: error {error:.1e} is above {limit:.0e}"
-        return error, ""
+            raise Refused(f"check failed: error {error:.1e} is above {limit:.0e}")
+        return error

@@ -82,7 +82,7 @@ def _scaled_by_root_two(x: Pattern) -> Pattern:
     return one_of(op("div", x, literal(math.sqrt(2), 1e-4)), op("mul", x, literal(math.sqrt(0.5), 1e-4)))
 
 
-_LOGISTIC = op("add", op("exp", op("neg", _X)), literal(1), key=True)
+_LOGISTIC = op("add", op("exp", op("neg", _X), key=True), literal(1))
 _SILU = one_of(op("mul", _X, op("sigmoid", _X)), op("div", _X, _LOGISTIC))
 _GELU_TANH = _half_times(_X, _one_plus(op("tanh", _cubic(_X), key=True)))
 _GELU_ERF = _half_times(_X, _one_plus(op("erf", _scaled_by_root_two(_X), key=True)))

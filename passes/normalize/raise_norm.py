@@ -75,12 +75,12 @@ def _square(x: Pattern) -> Pattern:
 def _normalised(x: Pattern, *weight: Pattern) -> Pattern:
     """x (times weight) over the root of the mean of its squares."""
     shifted = op("add", _mean(_square(x)), number("eps"))
-    root = one_of(op("sqrt", shifted, key=True), op("pow", shifted, literal(0.5), key=True))
+    root = one_of(op("sqrt", shifted, key=True), op("pow", shifted, literal(0.5)))
     inverse = one_of(
         op("rsqrt", shifted, key=True),
         op("reciprocal", root),
         op("div", literal(1), root),
-        op("pow", shifted, literal(-0.5), key=True),
+        op("pow", shifted, literal(-0.5)),
     )
     if not weight:
         return one_of(product(x, inverse), op("div", x, root))

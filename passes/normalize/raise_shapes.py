@@ -120,6 +120,7 @@ class _Rows:
         operands = [
             v if axis is None or v is None else self.rebuild(v, b) for v, axis in zip(node.inputs, axes, strict=True)
         ]
+        b.loc = node.loc.touched(RaiseShapes.name)
         return b(node.op.name, *operands, **node.attrs)
 
     def _begins(self, node: Node) -> bool:

@@ -18,6 +18,7 @@ A slice with a step is never a no-op, and a cast to a narrower dtype and back ro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from irx.analysis.precision import holds
@@ -123,20 +124,29 @@ def _unpadded(node: Node, b: Builder) -> Value | None:
 
 
 def _concat(node: Node, b: Builder) -> Value | None:
-    """A single operand, or the value that the operands are all slices of, one after the other."""
-    if len(node.inputs) == 1:
-        return _first(node)
-    whole = _behind(_first(node), "slice")
+    """Without empty operands: the only one, or the value they are all slices of, one after the other."""
     axis = _axis(node)
+    pieces = [v for v in node.inputs if v is not None and v.shape[axis] != 0]
+    if len(pieces) == 1:
+        return pieces[0]
+    joined = _joined(pieces, axis)
+    if joined is not None and joined.type == node.output.type:
+        return joined
+    return b("concat", *pieces, axis=axis) if len(pieces) < len(node.inputs) else None
+
+
+def _joined(pieces: Sequence[Value], axis: int) -> Value | None:
+    """What `pieces` are consecutive slices of, from its beginning on."""
+    whole = _behind(pieces[0], "slice") if pieces else None
     end: Dim = 0
-    for piece in node.inputs:
-        cut = piece.producer if piece is not None else None
-        if piece is None or cut is None or cut.op.name != "slice" or cut.inputs[0] is not whole:
+    for piece in pieces:
+        cut = piece.producer
+        if cut is None or cut.op.name != "slice" or cut.inputs[0] is not whole:
             return None
         if _axis(cut) != axis or cut.attr("start") != end or cut.attr("step") != 1:
             return None
         end = end + piece.shape[axis]
-    return whole  # that the slices reach its end is seen in the equal type
+    return whole
 
 
 def _axis(node: Node) -> int:
