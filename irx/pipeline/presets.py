@@ -4,13 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-_CLEAN = "remove-noops | fold-constants | cse"
-_RECOGNISE = "raise-linear | raise-norm | raise-activation | raise-rope | raise-shapes | raise-attention | classify-masks"
-_CACHE = "dead-nodes | insert-cache | slice-rows"
+# Clean first, so that patterns meet few spellings. Recognition goes from rows to tokens: linears before raise-shapes,
+# which moves reshapes through them. Masks are classified once attention is known. Constants are folded at the end, as
+# what recognition leaves over; `arange` nodes stay, because insert-cache finds positions by them.
+_NORMALIZE = (
+    "remove-noops",
+    "cse",
+    "raise-norm",
+    "raise-activation",
+    "raise-linear",
+    "raise-shapes",
+    "raise-rope",
+    "raise-attention",
+    "classify-masks",
+    "remove-noops",
+    "fold-constants{generated=false}",
+    "cse",
+    "dead-nodes",
+    "insert-cache",
+    "slice-rows",
+)
 
 PRESETS: Mapping[str, str] = {
     # What every program needs to run: the captured graph cleaned up, recognised and given its cache.
-    "none": f"{_CLEAN} | {_RECOGNISE} | {_CACHE}",
+    "none": " | ".join(_NORMALIZE),
     # Every EXACT and ROUNDING pass that is worth it.
     "default": "none",
 }

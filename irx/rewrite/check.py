@@ -24,6 +24,9 @@ from irx.ir.types import TensorType, is_float
 Evaluate: TypeAlias = Callable[[Graph, Mapping[str, Any], Mapping[str, int]], list[Array]]
 """The oracle: `evaluate(graph, inputs by name, named sizes)` returns the outputs, floats computed in float64."""
 
+LIMIT = 1e-5
+"""The largest error of a site. In float64 a rewrite that is right is far below, one that is wrong far above."""
+
 LARGEST = 1 << 26
 """Elements of one input above which a site is not evaluated: half a gigabyte in float64."""
 

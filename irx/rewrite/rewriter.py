@@ -25,7 +25,7 @@ from irx.errors import TypeRuleError
 from irx.ir.dims import Range
 from irx.ir.graph import Builder, Graph, Node, Value
 from irx.ir.program import Program
-from irx.rewrite.check import Check, Evaluate
+from irx.rewrite.check import LIMIT, Check, Evaluate
 from irx.rewrite.cleanup import erase_unused
 from irx.rewrite.match import Match, Trace
 from irx.rewrite.patterns import Pattern
@@ -151,7 +151,6 @@ class _Sweep:
         if self.check is None:
             return None
         error = self.check.error(root.outputs, [result], match.leaves)
-        limit = max(node.op.tolerance.f32 for node in match.nodes)
-        if error is not None and error > limit:
-            raise Refused(f"check failed: error {error:.1e} is above {limit:.0e}")
+        if error is not None and error > LIMIT:
+            raise Refused(f"check failed: error {error:.1e} is above {LIMIT:.0e}")
         return error
