@@ -110,26 +110,26 @@ class _Raising:
         recorder = Recorder(self.graph, root, RaiseAttention.name)
         try:
             made = build(recorder)
-        except TypeRuleError as error:
-            made = error.what
-        error = self._error(root, made) if isinstance(made, _Made) else None
-        limit = root.op.tolerance.of(root.output.dtype)
-        refused = made if not isinstance(made, _Made) else ""
-        if isinstance(made, _Made) and error is not None and not error <= limit:
-            refused = f"the check failed: error {error:.1e} is above {limit:.0e}"
-        if refused or not isinstance(made, _Made) or not self.ctx.fuel.take():
+        except TypeRuleError as refusal:
+            made = refusal.what
+        error, reason = self._error(root, made) if isinstance(made, _Made) else (None, made or "")
+        if reason:
+            self._miss(root, reason)
+        if reason or not isinstance(made, _Made) or not self.ctx.fuel.take():
             recorder.undo()
-            if refused:
-                self._miss(root, str(refused))
             return
         self.graph.replace(root.output, made.value)
         self.report.sites.append(Site(self.graph.name, root.loc, what, error))
         erase_unused(self.graph, [root, *recorder.made])
 
-    def _error(self, root: Node, made: _Made) -> float | None:
-        return raised_error(
+    def _error(self, root: Node, made: _Made) -> tuple[float | None, str]:
+        """The error of the comparison, and what is wrong with it."""
+        limit = root.op.tolerance.of(root.output.dtype)
+        error = raised_error(
             root.output, made.value, made.leaves, made.masks, self.free, self.program.sizes, self.ctx.evaluate
         )
+        failed = error is not None and not error <= limit
+        return error, f"the check failed: error {error:.1e} is above {limit:.0e}" if failed else ""
 
     def _miss(self, node: Node, reason: str) -> None:
         self.report.near_misses.append(NearMiss(self.graph.name, node.loc, reason))

@@ -45,6 +45,5 @@ def _narrow(column: Value, shape: tuple[Dim, ...], b: Builder) -> Value | None:
     if (*column.shape[:2], *column.shape[3:]) != shape or column.shape[2] != 1:
         return None
     inner = column.producer
-    if inner is not None and inner.op.name == "reshape" and inner.inputs[0] is not None and inner.inputs[0].shape == shape:
-        return inner.inputs[0]
-    return b("reshape", column, shape=shape)
+    source = inner.inputs[0] if inner is not None and inner.op.name == "reshape" else None
+    return source if source is not None and source.shape == shape else b("reshape", column, shape=shape)

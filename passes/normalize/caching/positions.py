@@ -23,8 +23,6 @@ import hashlib
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from irx.analysis.structure import between
 from irx.ir.dims import Dim
 from irx.ir.graph import Builder, Graph, Node, Value
@@ -104,8 +102,8 @@ class Positions:
     def _table(self, value: Value, kind: Rows) -> Value:
         """The rows as a constant of the program; layers that have the same ones share it."""
         array = kind.rows[: self.frontier.longest].astype(numpy_dtype(value.dtype))
-        array = np.ascontiguousarray(array.reshape(len(array), -1))
-        key = (value.dtype, array.shape, hashlib.sha256(array.view(np.uint8)).digest())
+        array = array.reshape(len(array), -1)
+        key = (value.dtype, array.shape, hashlib.sha256(array.tobytes()).digest())
         if key not in self._made:
             self._made[key] = self.weights.add_array(f"positions.{value.name}", array)
         return self._made[key]
