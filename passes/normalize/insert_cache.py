@@ -135,7 +135,7 @@ class _Conversion:
         whole = check.whole(made.frontier.longest)
         if whole is None and mixing:
             node, reason = mixing[0]
-            raise NotCacheable(f"{reason}, and the program is too large to be compared as a whole", node)
+            raise NotCacheable(f"{reason}, and the program is too large or too little known to be compared", node)
         errors = {"": whole} if whole is not None else dict(self._site_errors(made))
         limit = next(n.op.tolerance for n in self.forward.nodes if n.op.name == "attention").of(_logits(made).dtype)
         for error in errors.values():
