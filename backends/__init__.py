@@ -1,1 +1,32 @@
-"""The backends, one package each; imported as `irx.backends`."""
+"""The backends, one folder each, found by their `backend.py`; imported as `irx.backends`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import cast
+
+from irx.errors import NameClash, UnknownTarget
+from irx.pipeline.backend import Backend
+
+GROUP = "irx.backends"
+
+
+def known_backends() -> list[str]:
+    """Names of all backends, none of them imported. Raises NameClash where two have one name."""
+    own = [path.parent.name for folder in __path__ for path in sorted(Path(folder).glob("*/backend.py"))]
+    announced = [entry.name for entry in entry_points(group=GROUP)]
+    for name in announced:
+        if name in own:
+            raise NameClash("backend", name, f"irx.backends.{name}", f"an entry point of {GROUP}")
+    return own + announced
+
+
+def find_backend(name: str) -> Backend:
+    """The backend of that name, imported now. Raises UnknownTarget naming the nearest one."""
+    for entry in entry_points(group=GROUP, name=name):
+        return cast(Backend, entry.load())
+    if name not in known_backends():
+        raise UnknownTarget(name, known_backends())
+    return cast(Backend, import_module(f"{__name__}.{name}.backend").BACKEND)

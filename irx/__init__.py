@@ -9,8 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from irx.api import compile as compile
+    from irx.api import load as load
     from irx.errors import IRXError as IRXError
     from irx.ir.parser import parse as parse
+    from irx.passes import passes as passes
+    from irx.runtime.executable import Executable as Executable
     from irx.target import Target as Target
     from irx.target import devices as devices
 
@@ -18,13 +22,17 @@ __version__ = "0.1.0"
 
 # Where each public name is declared. Type checkers read the imports above; a test compares the two.
 _PUBLIC = {
+    "Executable": "irx.runtime.executable",
     "IRXError": "irx.errors",
     "Target": "irx.target",
+    "compile": "irx.api",
     "devices": "irx.target",
+    "load": "irx.api",
     "parse": "irx.ir.parser",
+    "passes": "irx.passes",
 }
 
-__all__ = ["IRXError", "Target", "devices", "parse"]
+__all__ = ["Executable", "IRXError", "Target", "compile", "devices", "load", "parse", "passes"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,31 +1,42 @@
-"""`irx.compile`: the whole path of a model on one page, and `irx.load`.
-
-Each of the seven statements of `compile` is one step of the path; a later step never changes what an earlier one made.
-"""
+"""`irx.compile`: the whole path from a model to an executable, seven statements on one page."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from irx.errors import DeviceNotFound, UnknownTarget, UnsupportedArgument
+import torch
+from torch import Tensor
+
+from irx.backends import find_backend, known_backends
+from irx.backends.torch.call import call_on_arrays
+from irx.errors import DeviceNotFound, MissingFeature, UnsupportedArgument
+from irx.frontends.sources import Source, read
+from irx.ir.blocks import FORMATS
+from irx.ir.graph import Graph, Weight
+from irx.ir.printer import print_program
+from irx.ir.program import Program
+from irx.ir.types import is_packed
+from irx.ir.weights import Weights
+from irx.ledger import Ledger
+from irx.passes import passes
+from irx.pipeline.backend import Backend
 from irx.pipeline.base import Context
-from irx.pipeline.index import PassIndex
 from irx.pipeline.instruments import Compare, standard_instruments
 from irx.pipeline.oracle import Oracle
 from irx.pipeline.pipeline import Pipeline
+from irx.runtime import artifact
+from irx.runtime.compiled import Compiled, restore, stored_dtype
+from irx.runtime.executable import Executable
+from irx.runtime.kernel import GraphKernel
+from irx.runtime.store import Stored, WeightStore
+from irx.runtime.tensors import Packed, from_numpy, to_numpy
+from irx.runtime.weight_file import StoredArray
 from irx.target import Device, Target
 
-if TYPE_CHECKING:
-    from irx.ir.program import Program
-    from irx.ledger import Ledger
-    from irx.pipeline.backend import Backend
-    from irx.runtime.executable import Executable
-
-BACKENDS = ("torch",)
-DEFAULT_LENGTH = 2048  # where neither the caller nor the model says how long a sequence may be
+LONGEST = 2048  # tokens, where neither the model nor the caller says how long a sequence may be
 
 
 def compile(
@@ -34,8 +45,8 @@ def compile(
     *,
     target: str = "host",
     pipeline: str = "default",
-    budget: object = None,
-    data: object = None,
+    budget: Any = None,
+    data: Any = None,
     tokenizer: Any = None,
     tune: str = "none",
     dtype: str | None = None,
@@ -43,120 +54,183 @@ def compile(
     max_batch: int = 16,
     max_length: int | None = None,
     strict: bool = False,
-    search: object = None,
+    search: Any = None,
 ) -> Executable:
-    """Compile a model for a device; the result is called as the model is.
+    """Compile `model` for inference on `target`.
 
     `model` is an nn.Module, a transformers model, the path of a GGUF file, a Hugging Face folder or a `.irx` file, or a
-    `Program`. `example` is a tensor, a tuple of positional or a dict of keyword inputs, derived for transformers models;
-    sizes of 1 are allowed. With `dynamic` its batch and sequence sizes are not fixed, up to `max_batch` rows and
-    `max_length` tokens (the model's own limit by default). `dtype` None keeps the model's. `pipeline` is a preset or a
-    text as `default | remove-noops`. With `strict` a refused pass is an error.
-
-    Raises UnknownTarget, what capture raises (see `irx.frontends`), UnknownPass and its kin for the pipeline, and
-    UnsupportedArgument for `budget`, `data`, `search` and `tune`, which no pass uses yet.
+    Program. `example` is a tensor, a tuple (positional) or a dict (keywords); language models need none. `pipeline` is
+    a preset or pipeline text. `dtype` None keeps the model's own. `max_batch` and `max_length` bound the batch and the
+    sequence. With `strict` a refused pass is an error. Raises subclasses of IRXError; see `irx.errors`.
     """
     _refuse(budget=budget, data=data, search=search, tune=None if tune == "none" else tune)
-    limits = {"dynamic": dynamic, "max_batch": max_batch, "max_length": max_length}
-    goal, backend, remark = resolve(target)
-    source = _frontends().read(model, example, dtype=dtype, **limits)
-    program, ledger = optimize(source.program, goal.device, pipeline, max_batch=max_batch, strict=strict)
-    ledger.summary.fallbacks |= divide(program, backend, goal.device)
-    schedules: Mapping[str, Any] = {}
-    kernels = build(program, backend, goal.device, schedules)
-    ledger.notes += [note for note in (remark, source.note, *program.meta.get("notes", ())) if note]
-    return _assemble(program, kernels, ledger, goal.device, backend, tokenizer or source.tokenizer, max_batch)
+    goal = Target.parse(target, known_backends())
+    source = read(model, example, dtype=dtype, dynamic=dynamic, max_batch=max_batch, max_length=max_length)
+    program, ledger = optimize(source.program, goal, pipeline, strict=strict)
+    parts = divide(program, goal, ledger)
+    schedules = schedule(program, parts, goal)
+    blobs = {name: parts[name].build(program, graph, goal.device, schedules) for name, graph in program.graphs.items()}
+    return assemble(program, parts, blobs, goal, ledger, source, tokenizer)
 
 
 def load(path: str | Path) -> Executable:
-    """An executable that `save` wrote, ready to run: nothing is traced or compiled, and transformers is not needed.
+    """The executable that `Executable.save` wrote; without the compiler, and without tracing anything.
 
-    Raises ModelNotFound, DamagedArtifact, ArtifactVersionMismatch, and MissingFeature where this machine cannot run it.
+    Raises ModelNotFound, DamagedArtifact, ArtifactVersionMismatch, MissingFeature.
     """
-    from irx.runtime.executable import Executable
-
-    return Executable.load(path, {name: _backend(name).load for name in BACKENDS})
+    return Executable(restore(artifact.load(path), load_kernel))
 
 
-def resolve(target: str) -> tuple[Target, Backend, str]:
-    """The target, the backend that serves it, and a remark where that is not the one the device deserves."""
-    goal = Target.parse(target)
-    if goal.backend is not None and goal.backend not in BACKENDS:
-        raise UnknownTarget(goal.backend, BACKENDS, where=f"the backend in target {target!r}")
-    backend = _backend(goal.backend or BACKENDS[0])
-    _require_here(goal.device, target)
-    remark = "" if goal.backend else f"{goal.device.name} is served by the torch backend: there is no other one yet"
-    return goal, backend, remark
+# --- the steps ------------------------------------------------------------------------------------------------------
 
 
-def optimize(
-    program: Program, device: Device, pipeline: str = "default", *, max_batch: int = 16, strict: bool = False
-) -> tuple[Program, Ledger]:
-    """Run a pipeline on a program, each pass checked; `torch.call` nodes are evaluated with torch where needed."""
-    import irx.ops  # noqa: F401  (declares the operations)
-    from irx.backends.torch.call import call_on_arrays
-
-    length = program.meta.get("max_length") or DEFAULT_LENGTH
-    context = Context(device, Oracle(call=call_on_arrays), max_batch=max_batch, max_length=length)
+def optimize(program: Program, goal: Target, pipeline: str, *, strict: bool = False) -> tuple[Program, Ledger]:
+    """Step 3: run the pipeline, with the oracle that also knows torch's functions."""
     instruments = (*standard_instruments(), Compare(call=call_on_arrays))
-    return Pipeline.parse(pipeline, passes(), instruments).run(program, context, strict=strict)
+    batch, length = program.sizes.get("B"), program.meta.get("max_length")
+    ctx = Context(goal.device, Oracle(call=call_on_arrays))
+    ctx.max_batch = (batch.high if batch is not None else None) or ctx.max_batch
+    ctx.max_length = length or LONGEST
+    return Pipeline.parse(pipeline, passes(), instruments).run(program, ctx, strict=strict)
 
 
-def passes() -> PassIndex:
-    """Every pass that is installed, by name; none is imported."""
-    return PassIndex.scan("irx.passes")
+def divide(program: Program, goal: Target, ledger: Ledger) -> dict[str, Backend]:
+    """Step 4: the backend of every graph; one that holds an unsupported node goes to torch, with the reason told."""
+    preferred = find_backend(goal.backend or _preference(goal.device)[0])
+    fallback = find_backend("torch")
+    parts: dict[str, Backend] = {}
+    for name, graph in program.graphs.items():
+        reasons = _unsupported(graph, preferred, goal.device)
+        ledger.summary.fallbacks |= {f"@{name}: {node}": reason for node, reason in reasons.items()}
+        parts[name] = fallback if reasons else preferred
+    return parts
 
 
-def divide(program: Program, backend: Backend, device: Device) -> dict[str, str]:
-    """What the backend cannot run, by the place in the model, with its reason; the torch backend runs it instead."""
-    nodes = (node for graph in program.graphs.values() for node in graph.nodes)
-    reasons = ((node, backend.supports(node, device)) for node in nodes)
-    return {f"{node.op.qualified()} at {node.loc}": reason for node, reason in reasons if reason}
+def schedule(program: Program, parts: Mapping[str, Backend], goal: Target) -> dict[str, Any]:
+    """Step 5: the choices for every kernel that has any, by graph: each space's own defaults."""
+    spaces = {name: parts[name].spaces(graph, goal.device) for name, graph in program.graphs.items()}
+    return {name: [space.default() for space in found] for name, found in spaces.items() if found}
 
 
-def build(program: Program, backend: Backend, device: Device, schedules: Mapping[str, Any]) -> dict[str, dict[str, bytes]]:
-    """The kernels of every graph, by graph and file name."""
-    return {name: backend.build(graph, device, schedules) for name, graph in program.graphs.items()}
-
-
-def _assemble(
+def assemble(
     program: Program,
-    kernels: dict[str, dict[str, bytes]],
+    parts: Mapping[str, Backend],
+    blobs: Mapping[str, dict[str, bytes]],
+    goal: Target,
     ledger: Ledger,
-    device: Device,
-    backend: Backend,
-    tokenizer: Any,
-    max_batch: int,
+    source: Source,
+    tokenizer: Any = None,
 ) -> Executable:
-    from irx.runtime.executable import Executable
+    """Step 7: kernels, weights on their device, and what is known about the model."""
+    used = program.used_weights()
+    store = WeightStore(partial(_tensor, program.weights), torch.device(goal.device.kind))
+    _describe(ledger, program, parts, goal, source)
+    made = Compiled(
+        name=program.name,
+        target=str(goal),
+        device=store.device,
+        pipeline=ledger.summary.pipeline,
+        meta=program.meta,
+        sizes=program.sizes,
+        kernels={name: parts[name].load(files, goal.device) for name, files in blobs.items()},
+        blobs=dict(blobs),
+        backends={name: backend.name for name, backend in parts.items()},
+        packed={weight.name: weight.dtype for weight in used if is_packed(weight.dtype)},
+        weights=_stored(program.weights, used, store),
+        store=store,
+        ledger=ledger,
+        program=partial(print_program, _declared(program, used)),
+        tokenizer=_tokenizer_text(tokenizer if tokenizer is not None else source.tokenizer),
+    )
+    made.bind()
+    return Executable(made, classes=True)
 
-    ledger.summary.backend, ledger.summary.device = backend.name, device.name
-    return Executable.assemble(program, kernels, ledger, backend.name, backend.load, tokenizer, max_batch)
+
+def load_kernel(backend: str, blobs: Mapping[str, bytes], target: str) -> GraphKernel:
+    """The kernel of one graph of an artifact. Raises MissingFeature where its device is not here."""
+    try:
+        return find_backend(backend).load(blobs, _present(Target.parse(target, known_backends()).device))
+    except DeviceNotFound as error:
+        raise MissingFeature(f"the artifact was compiled for {target}: {error.what}", fix=error.fix) from error
 
 
-def _frontends() -> Any:
-    return import_module("irx.frontends.sources")
+# --- details --------------------------------------------------------------------------------------------------------
 
 
-def _backend(name: str) -> Backend:
-    """The backend of that name: `BACKEND` in its package's `backend` module."""
-    backend: Backend = import_module(f"irx.backends.{name}.backend").BACKEND
-    return backend
-
-
-def _require_here(device: Device, target: str) -> None:
-    """The torch backend runs where it compiles."""
-    import torch
-
-    if device.kind == "cuda" and not torch.cuda.is_available():
-        advice = "use target='cpu', or a machine with that GPU and a torch built for it"
-        raise DeviceNotFound(f"target {target!r} is a GPU that torch does not see here", fix=advice)
-
-
-def _refuse(**arguments: object) -> None:
-    for name, value in arguments.items():
+def _refuse(**later: Any) -> None:
+    """Arguments of the public interface that nothing implements yet are errors, never ignored."""
+    for name, value in later.items():
         if value is not None:
-            raise UnsupportedArgument(
-                f"{name}={value!r}: there is no pass that uses it in this version", fix=f"leave {name} out"
-            )
+            raise UnsupportedArgument(f"{name}={value!r}: this version has no search and no tuning", fix=f"leave {name} out")
 
+
+def _preference(device: Device) -> list[str]:
+    """Backends for a kind of device, best first, of those that are here."""
+    wanted = ("tvm", "torch") if device.kind == "cpu" else ("triton", "torch")
+    return [name for name in wanted if name in known_backends()]
+
+
+def _present(device: Device) -> Device:
+    """The device, which must be in this machine. Raises DeviceNotFound."""
+    if device.kind == "cuda" and not torch.cuda.is_available():
+        raise DeviceNotFound(f"torch sees no GPU, but {device.name} is one", fix="run it on a machine that has one")
+    return device
+
+
+def _unsupported(graph: Graph, backend: Backend, device: Device) -> dict[str, str]:
+    reasons = {repr(node): backend.supports(node, device) for node in graph.nodes}
+    return {node: reason for node, reason in reasons.items() if reason is not None}
+
+
+def _describe(ledger: Ledger, program: Program, parts: Mapping[str, Backend], goal: Target, source: Source) -> None:
+    ledger.summary.backend = ", ".join(sorted({backend.name for backend in parts.values()}))
+    ledger.summary.device = goal.device.name
+    ledger.notes += [*program.meta.get("notes", ()), *([source.note] if source.note else [])]
+
+
+def _tensor(weights: Weights, name: str) -> Stored:
+    """A weight in memory of its own: an executable is a snapshot, and the model may be changed afterwards."""
+    weight = weights[name]
+    array = weights.array(weight)
+    if is_packed(weight.dtype):
+        return Packed(from_numpy(array), weight.dtype)
+    return from_numpy(array if array.flags.owndata else array.copy())
+
+
+def _stored(weights: Weights, used: list[Weight], store: WeightStore) -> list[StoredArray]:
+    """Everything an artifact has to hold. Packed bytes are read again from where they are; the rest is in the store."""
+    packed = weights.copy()
+    packed.keep({weight.name for weight in used if is_packed(weight.dtype)})
+    return [_packed_array(packed, w) if is_packed(w.dtype) else _plain_array(store, w) for w in used]
+
+
+def _packed_array(weights: Weights, weight: Weight) -> StoredArray:
+    shape = FORMATS[weight.dtype].packed_shape([int(str(size)) for size in weight.shape])
+    return StoredArray(weight.name, shape, stored_dtype(weight.dtype), partial(weights.array, weight))
+
+
+def _plain_array(store: WeightStore, weight: Weight) -> StoredArray:
+    def array() -> Any:
+        tensor = store.keep(weight.name)
+        assert isinstance(tensor, Tensor)
+        return to_numpy(tensor)
+
+    return StoredArray(weight.name, tuple(int(str(size)) for size in weight.shape), weight.dtype, array)
+
+
+def _declared(program: Program, used: list[Weight]) -> Program:
+    """The program as text needs it: its weights declared, without the arrays of the model they came from."""
+    weights = Weights()
+    for weight in used:
+        weights.add(weight.name, weight.tensor)
+    return Program(program.name, program.graphs, weights, program.sizes, program.relations, program.meta)
+
+
+def _tokenizer_text(tokenizer: Any) -> str | None:
+    """JSON of a tokenizer of the tokenizers package, or of the one inside a transformers tokenizer."""
+    inner = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if inner is None:
+        return None
+    if not hasattr(inner, "to_str"):
+        raise UnsupportedArgument(f"tokenizer={type(tokenizer).__name__}", fix="give one of the tokenizers package")
+    return str(inner.to_str())

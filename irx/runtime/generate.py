@@ -1,17 +1,19 @@
-"""The generation loop: prefill the prompt, then one token a step until every row has ended."""
+"""The generation loop: the prompt, then one token a step until every row has ended."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import torch
+from torch import Tensor
 
-from irx.errors import BadOption
+from irx.errors import BadOption, PromptTooLong
 from irx.runtime.sampling import sample
+from irx.runtime.session import Session
 
-Stream: TypeAlias = Callable[[torch.Tensor], object]
+Stream: TypeAlias = Callable[[Tensor], object]
 
 
 @dataclass(frozen=True)
@@ -44,54 +46,79 @@ class Sampler:
         else:
             self._generator.manual_seed(sampling.seed)
 
-    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+    def __call__(self, logits: Tensor) -> Tensor:
         """Token ids i64 [B] from logits [B, V]."""
-        if self.sampling.temperature == 0:
-            return logits.argmax(-1)
-        uniform = torch.rand(len(logits), generator=self._generator)
         options = self.sampling
+        if options.temperature == 0:
+            return logits.argmax(-1)
+        # Drawn on the host, so that a seed means the same tokens on every device.
+        uniform = torch.rand(len(logits), generator=self._generator).to(logits.device)
         return sample(
             logits.float(), uniform, temperature=options.temperature, top_k=options.top_k, top_p=options.top_p
         )
 
 
-class Cache(Protocol):
-    """What the loop needs of a session."""
+@dataclass(frozen=True)
+class Ending:
+    """When a row ends: at one of `tokens`, after which it is filled with `pad`, or after `most` new tokens."""
 
-    def append(self, ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits [B, 1, V] of the last token of each row, after storing ids [B, S]."""
-        ...
+    most: int
+    tokens: Collection[int] = ()
+    pad: int = 0
+
+    def __post_init__(self) -> None:
+        if self.most < 1:
+            raise BadOption(f"max_new_tokens={self.most} asks for nothing", fix="use 1 or more")
 
 
 def new_tokens(
-    session: Cache,
-    input_ids: torch.Tensor,
+    session: Session,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
     *,
-    max_new_tokens: int,
+    ending: Ending,
     sampling: Sampling,
-    attention_mask: torch.Tensor | None = None,
-    ends: Collection[int] = (),
-    pad: int = 0,
+    limit: int | None,
     stream: Stream | None = None,
-) -> torch.Tensor:
-    """Tokens i64 [B, N] that continue `input_ids` [B, T], N at most `max_new_tokens`.
+) -> Tensor:
+    """Tokens i64 [B, N] that continue `input_ids` [B, T], N at most `ending.most`.
 
-    A row that produced one of `ends` is filled with `pad`; generation stops when all rows have. `stream` receives the
-    tokens [B] of each step as they are chosen.
+    `stream` receives the tokens [B] of each step as they are chosen. Afterwards the session holds the prompt and all
+    tokens up to each row's end but the newest. Raises PromptTooLong before anything runs where `limit` would be passed.
     """
-    if max_new_tokens < 1:
-        raise BadOption(f"max_new_tokens={max_new_tokens} asks for nothing", fix="use 1 or more")
+    wanted = _longest(session, input_ids, attention_mask) + ending.most
+    if limit is not None and wanted > limit:
+        raise PromptTooLong(wanted, limit)
     choose = Sampler(sampling)
-    stops = torch.tensor(sorted(ends), dtype=torch.int64)
-    finished = torch.zeros(len(input_ids), dtype=torch.bool)
-    tokens: list[torch.Tensor] = []
     logits = session.append(input_ids, attention_mask)
+    stops = torch.tensor(sorted(ending.tokens), dtype=torch.int64, device=logits.device)
+    finished = torch.zeros(len(input_ids), dtype=torch.bool, device=logits.device)
+    tokens: list[Tensor] = []
     while True:
-        token = choose(logits[:, -1]).masked_fill(finished, pad)
+        token = choose(logits[:, -1])
+        if ending.tokens:
+            token = token.masked_fill(finished, ending.pad)
+            finished |= torch.isin(token, stops)
         tokens.append(token)
         if stream is not None:
             stream(token)
-        finished |= torch.isin(token, stops)
-        if len(tokens) == max_new_tokens or bool(finished.all()):
+        if len(tokens) == ending.most or (ending.tokens and bool(finished.all())):
             return torch.stack(tokens, dim=1)
         logits = session.append(token[:, None])
+
+
+def continue_session(session: Session, tokens: Tensor, ending: Ending) -> None:
+    """Make a session hold exactly what was generated: the newest token too, and of no row the filling after its end."""
+    before = [n - (tokens.shape[1] - 1) for n in session.lengths]
+    session.append(tokens[:, -1:])
+    ended = torch.isin(tokens, torch.tensor(sorted(ending.tokens), dtype=torch.int64, device=tokens.device))
+    columns = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
+    counts = torch.where(ended, columns, tokens.shape[1]).amin(1).tolist()
+    session.truncate([start + count for start, count in zip(before, counts, strict=True)])
+
+
+def _longest(session: Session, input_ids: Tensor, mask: Tensor | None) -> int:
+    """Tokens of the longest row once the prompt is in."""
+    if mask is None or mask.shape != input_ids.shape:  # a wrong mask is the session's to refuse
+        return session.length + input_ids.shape[1]
+    return max(n + int(count) for n, count in zip(session.lengths, mask.sum(1).tolist(), strict=False))

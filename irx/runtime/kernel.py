@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from irx.ir.graph import Value
 from irx.runtime.store import WeightStore
@@ -17,6 +17,11 @@ class GraphKernel(Protocol):
     outputs: Sequence[Value]
     output_names: Sequence[str]
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of buffers that are kept between calls, weights and constants not counted."""
+        ...
+
     def bind(self, store: WeightStore) -> None:
         """Take the weights from `store` and prepare what depends on them only. Called once, before the first call."""
         ...
@@ -24,7 +29,3 @@ class GraphKernel(Protocol):
     def __call__(self, *inputs: Any) -> list[Any]:
         """Run on inputs that fit the graph's types; they are not checked again."""
         ...
-
-
-Loader: TypeAlias = Callable[[Mapping[str, bytes], str], GraphKernel]
-"""A backend's `load`: the kernel of one graph from its files, for a device by its torch name (`cpu`, `cuda`)."""

@@ -105,11 +105,12 @@ class KVState:
         positions = None if self.positions is None else self.positions.clone()
         return KVState(self.k.clone(), self.v.clone(), self.lengths, positions)
 
-    def truncate(self, length: int) -> None:
-        """Forget the tokens of positions from `length` on."""
-        self.lengths = tuple(min(n, length) for n in self.lengths)
+    def truncate(self, lengths: tuple[int, ...]) -> None:
+        """Forget each row's tokens of positions from its length on."""
+        self.lengths = lengths
         if self.positions is not None:
-            self.positions = torch.where(self.positions >= length, -1, self.positions)
+            limits = torch.tensor(lengths, device=self.k.device)[:, None, None]
+            self.positions = torch.where(self.positions >= limits, -1, self.positions)
 
 
 def empty_state(kv: KVType, batch: int, device: torch.device, capacity: int = 0) -> KVState:

@@ -28,8 +28,11 @@ class WeightStore:
         self._numbers: dict[Hashable, int] = {}
 
     def read(self, name: str) -> Stored:
-        """A weight that is only needed now, to compute others from it; it is not kept."""
-        return self._weights[name] if name in self._weights else self._placed(name)
+        """A weight that is only needed now, to compute others from it. A packed one is not kept; what is made of a plain
+        one is often a view of it."""
+        found = self._weights.get(name)
+        placed = self._placed(name) if found is None else found
+        return placed if isinstance(placed, Packed) else self._weights.setdefault(name, placed)
 
     def keep(self, name: str) -> Stored:
         """A weight that graphs read in every call."""

@@ -17,7 +17,7 @@ def test_type_checkers_and_python_see_the_same_names() -> None:
 
 @pytest.mark.parametrize("name", irx.__all__)
 def test_public_names_are_there(name: str) -> None:
-    assert getattr(irx, name).__name__ == name
+    assert getattr(irx, name).__name__.rpartition(".")[2] == name  # `irx.passes` is a package that can be called
     assert name in dir(irx)
 
 

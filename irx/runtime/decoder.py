@@ -1,0 +1,59 @@
+"""The cached graphs of a language model: what a step of them takes and gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from threading import RLock
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from irx.ir.types import KVType
+from irx.runtime.kernel import GraphKernel
+from irx.runtime.kv import KVState, empty_state
+
+
+@dataclass
+class Decoder:
+    """`prefill` for any number of tokens, `decode` for one in every row, `encode` where there is an encoder.
+
+    `lock` is the executable's: calls on one executable run one after the other.
+    """
+
+    prefill: GraphKernel
+    decode: GraphKernel
+    encode: GraphKernel | None
+    meta: Mapping[str, Any]
+    device: torch.device
+    max_batch: int | None
+    max_length: int | None
+    lock: RLock = field(default_factory=RLock)
+
+    def states(self, batch: int) -> dict[str, KVState]:
+        """Empty KV states by name."""
+        found = {v.name: v.type for v in self.prefill.inputs if isinstance(v.type, KVType)}
+        return {name: empty_state(kind, batch, self.device) for name, kind in found.items()}
+
+    @property
+    def slices_rows(self) -> bool:
+        """True when `prefill` is told which rows to compute logits for."""
+        return any(value.name == self.meta.get("rows") for value in self.prefill.inputs)
+
+    def encoded(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        """What the encoder makes of its inputs; they become inputs of the other graphs."""
+        if self.encode is None:
+            return {}
+        with self.lock, torch.no_grad():
+            return dict(zip(self.encode.output_names, self.encode(*inputs), strict=True))
+
+    def run(self, kernel: GraphKernel, tensors: Mapping[str, Tensor], states: dict[str, KVState]) -> Tensor:
+        """The logits of one step; `states` hold the new tokens afterwards."""
+        inputs = [states[v.name] if isinstance(v.type, KVType) else tensors[v.name] for v in kernel.inputs]
+        with self.lock, torch.no_grad():
+            results = dict(zip(kernel.output_names, kernel(*inputs), strict=True))
+        for name in states:
+            states[name] = results[name]
+        logits: Tensor = results[self.meta["logits"]]
+        return logits

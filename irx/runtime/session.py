@@ -1,0 +1,135 @@
+"""A conversation with a language model: the tokens so far, kept as keys and values.
+
+    session = executable.session(batch=2)
+    logits = session.append(prompt_ids, attention_mask)     # any number of tokens: a prompt, a chunk of one, a single step
+    logits = session.append(next_ids)
+    other = session.fork()                                   # go on in two ways
+    session.truncate(16)                                     # take back all but the first 16 tokens
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from irx.errors import BatchTooLarge, InputMismatch, PromptTooLong
+from irx.runtime.arguments import check_device
+from irx.runtime.decoder import Decoder
+from irx.runtime.kv import KVState, Step
+from irx.runtime.padding import Placement, place
+
+_UNLIMITED = 1 << 40
+
+
+class Session:
+    """The cache of `batch` rows; belongs to one caller. Made by `Executable.session`."""
+
+    def __init__(self, decoder: Decoder, batch: int, encoded: Mapping[str, Tensor] | None = None) -> None:
+        if decoder.max_batch is not None and batch > decoder.max_batch:
+            raise BatchTooLarge(batch, decoder.max_batch)
+        if batch < 1:
+            raise InputMismatch(f"a session of {batch} rows")
+        self._decoder = decoder
+        self._encoded = dict(encoded or {})
+        self._states: dict[str, KVState] = decoder.states(batch)
+        self._lengths = (0,) * batch
+
+    @property
+    def batch(self) -> int:
+        return len(self._lengths)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each row, padding not counted."""
+        return self._lengths
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest row."""
+        return max(self._lengths)
+
+    def append(self, ids: Tensor, attention_mask: Tensor | None = None, *, logits_to_keep: int = 1) -> Tensor:
+        """Add tokens i64 [B, S] to every row and give logits [B, keep, V] of the last `logits_to_keep`, 0 meaning all S.
+
+        `attention_mask` [B, S] is 1 for tokens and 0 for padding, on one side of each row; the last token of a padded
+        row is its last real one. Raises InputMismatch, EmptyPrompt, MaskError, and PromptTooLong where a row would
+        exceed `max_length`.
+        """
+        self._check(ids, attention_mask)
+        placed = place(ids if ids.dim() == 2 else ids[..., 0], attention_mask, self._lengths)
+        after = tuple(n + count for n, count in zip(self._lengths, placed.counts, strict=True))
+        limit = self._decoder.max_length
+        if limit is not None and max(after) > limit:
+            raise PromptTooLong(max(after), limit)
+        self._begin(placed, after)
+        logits = self._run(ids, placed, logits_to_keep)
+        self._lengths = after
+        return logits
+
+    def truncate(self, length: int | Sequence[int]) -> None:
+        """Forget all but the first `length` tokens of every row, or of each row its own number."""
+        wanted = [length] * self.batch if isinstance(length, int) else list(length)
+        if len(wanted) != self.batch or min(wanted) < 0:
+            raise InputMismatch(f"{self.batch} rows cannot be truncated to {length}")
+        self._lengths = tuple(min(pair) for pair in zip(self._lengths, wanted, strict=True))
+        for state in self._states.values():
+            state.truncate(self._lengths)
+
+    def fork(self) -> Session:
+        """An independent session with the same tokens."""
+        other = Session(self._decoder, self.batch, self._encoded)
+        other._states = {name: state.clone() for name, state in self._states.items()}
+        other._lengths = self._lengths
+        return other
+
+    def memory(self) -> int:
+        """Bytes the cache takes now, as allocated."""
+        return sum(state.bytes for state in self._states.values())
+
+    def _check(self, ids: Tensor, mask: Tensor | None) -> None:
+        expected = next(v for v in self._decoder.prefill.inputs if v.name == self._decoder.meta["ids"])
+        if ids.dim() != expected.tensor.rank or len(ids) != self.batch:
+            raise InputMismatch(f"ids have shape {list(ids.shape)}, but the session needs [{self.batch}, length]")
+        if ids.is_floating_point() != expected.dtype.startswith(("f", "bf")) or ids.dtype == torch.bool:
+            raise InputMismatch(f"ids are {ids.dtype}, but {expected.type} is needed")
+        for name, tensor in (("ids", ids), ("attention_mask", mask)):
+            if tensor is not None:
+                check_device(name, tensor, str(self._decoder.device))
+
+    def _begin(self, placed: Placement, after: tuple[int, ...]) -> None:
+        """Tell all states where the tokens of this step go, and make room."""
+        start = self._lengths[0] if placed.uniform is None else placed.uniform
+        step = Step(start, after, placed.uniform is not None)
+        limit = (self._decoder.max_length or _UNLIMITED) + (step.needed - step.end)
+        for state in self._states.values():
+            state.step = step
+            if state.positions is None:
+                state.reserve(step.needed, limit)
+
+    def _run(self, ids: Tensor, placed: Placement, keep: int) -> Tensor:
+        decoder = self._decoder
+        tensors = {decoder.meta["ids"]: _integers(ids), "pos": placed.positions.to(decoder.device), **self._encoded}
+        if ids.shape[1] == 1 and placed.counts == (1,) * self.batch:
+            return decoder.run(decoder.decode, tensors, self._states)
+        rows = wanted_rows(placed, keep, ids.shape[1]).to(decoder.device)
+        if decoder.slices_rows:
+            return decoder.run(decoder.prefill, {**tensors, decoder.meta["rows"]: rows}, self._states)
+        logits = decoder.run(decoder.prefill, tensors, self._states)
+        return logits.gather(1, rows[..., None].expand(-1, -1, logits.shape[2]))
+
+
+def wanted_rows(placed: Placement, keep: int, count: int) -> Tensor:
+    """Which of `count` tokens get logits, i64 [B, keep]: the last real ones of each row, or all where `keep` is 0.
+
+    A row with fewer tokens repeats its first column.
+    """
+    if keep == 0 or keep > count:
+        return torch.arange(count).expand(len(placed.last), count)
+    last = torch.tensor(placed.last)[:, None]
+    return (last + torch.arange(1 - keep, 1)).clamp_min(0)
+
+
+def _integers(ids: Tensor) -> Tensor:
+    return ids if ids.is_floating_point() else ids.long()
