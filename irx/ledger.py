@@ -147,7 +147,7 @@ class Ledger:
             cells = _cells(row)
             table.add_row(*(Text(cells[column]) for column in columns))
         out = StringIO()
-        width = min(max(shutil.get_terminal_size((120, 24)).columns, 100), 160)
+        width = max(shutil.get_terminal_size((160, 24)).columns, 100)
         Console(file=out, width=width, color_system=None, highlight=False).print(table)
         lines = [line.rstrip() for line in out.getvalue().splitlines()]
         return "\n".join([*lines, *self._remarks()]).strip("\n")

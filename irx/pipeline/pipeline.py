@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from irx.errors import BadOption, PassConflict, PipelineOrder, UnknownPass, UnknownPreset, nearest
@@ -81,9 +81,8 @@ def _load(item: Item, index: PassIndex, presets: Mapping[str, str], items: Seque
 def _extended(base: list[Pass], more: Sequence[Pass]) -> tuple[Pass, ...]:
     _check_order(more)
     for one in more:
-        same = [index for index, other in enumerate(base) if other.name == one.name]
-        if same:
-            base[same[0]] = one
+        if any(other.name == one.name for other in base):
+            base = [replace(one) if other.name == one.name else other for other in base]
         else:
             base.insert(sum(other.stage <= one.stage for other in base), one)
     return tuple(base)
