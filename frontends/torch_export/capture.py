@@ -202,8 +202,6 @@ def _check_sizes(translation: Translation, example: Example) -> None:
         made = by_name.get(name)
         if made is None or not isinstance(value, torch.Tensor) or example.axes is None:
             continue
-        if value.is_floating_point():
-            continue  # widths and channels are fixed in every model
         fixed = [axis for axis in (example.axes.get(name) or {}) if isinstance(made.shape[axis], int)]
         if fixed:
             translation.notes.append(f"the model fixes axis {fixed} of {name} at the example's size")

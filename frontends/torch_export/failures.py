@@ -7,6 +7,8 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode, UnsupportedFakeTensorException
+from torch.utils import _pytree as pytree
 
 from irx.errors import DataDependentControlFlow, ExampleMismatch, ExportFailed, IRXError
 from irx.frontends.torch_export.example import Example
@@ -80,12 +82,18 @@ def _enlarged(example: Example) -> str:
 
 
 def _rejection(model: torch.nn.Module, original: Example) -> Exception | None:
-    """What the model itself says to the example, outside any tracing."""
-    if any(p.is_meta for p in model.parameters()):
-        return None
+    """What the model says to the example as it was given, without tracing it and without computing anything."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def fake(value: Any) -> Any:
+        return mode.from_tensor(value) if isinstance(value, torch.Tensor) else value
+
+    args, kwargs = pytree.tree_map(fake, (original.args, original.kwargs))
     try:
-        with torch.no_grad():
-            model(*original.args, **original.kwargs)
+        with torch.no_grad(), mode:
+            model(*args, **kwargs)
+    except UnsupportedFakeTensorException:
+        return None  # it asks for a value, which says nothing about the shapes
     except _REJECTIONS as error:
         return error
     return None

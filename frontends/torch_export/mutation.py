@@ -36,7 +36,8 @@ _SAME_ORDER = frozenset(
 
 
 class NotFunctional(ExportFailed):
-    """The graph writes into memory through a view that this file cannot carry back."""
+    """The graph is not made of operators on values: it writes into memory in a way that this file does not follow, or
+    holds function transforms. `torch` can decompose it."""
 
 
 def written_argument(node: fx.Node) -> fx.Node | None:

@@ -13,7 +13,7 @@ from torch import fx
 from irx.errors import ExportFailed, TypeRuleError
 from irx.frontends.torch_export.calls import listed, torch_call
 from irx.frontends.torch_export.locations import location
-from irx.frontends.torch_export.mutation import Memory, functional_name, written_argument
+from irx.frontends.torch_export.mutation import Memory, NotFunctional, functional_name, written_argument
 from irx.frontends.torch_export.site import Site
 from irx.frontends.torch_export.sizes import Sizes
 from irx.frontends.torch_export.symbolic import float_of_sizes
@@ -23,6 +23,7 @@ from irx.ir.dims import Dim, evaluate, names
 from irx.ir.graph import Graph, Value
 from irx.ir.types import TensorType
 
+_ITEMS = ("aten.item.default", "aten._local_scalar_dense.default")
 _CHECKS = ("_assert", "sym_constrain", "_guards_fn", "_functional_assert", "_check")
 
 
@@ -69,7 +70,7 @@ class Translator:
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             return self._inline(node)
         if not isinstance(node.target, torch._ops.OpOverload):
-            raise ExportFailed(f"{node.target} is no operator", where=str(location(node)))
+            raise NotFunctional(f"{node.target} is no operator", where=str(location(node)))
         written = written_argument(node)
         site = self._site(node)
         if written is None or str(node.target) in rules():
@@ -85,10 +86,12 @@ class Translator:
         if isinstance(value, float):
             return value
         operands = [self._argument(x) for x in node.args]
+        if str(node.target) in _ITEMS:
+            return operands[0]  # a float that Dynamo passes as a tensor without axes stays one
         return float_of_sizes(self._site(node), node.target, operands)
 
     def _size(self, node: fx.Node, value: Any) -> Dim:
-        if "_local_scalar_dense" in str(node.target) or "aten.item" in str(node.target):
+        if str(node.target) in _ITEMS:
             raise ExportFailed(
                 "the model reads a tensor's element to compute a size",
                 where=str(location(node)),
@@ -154,9 +157,12 @@ class Translator:
         return {name: self._argument(value) for name, value in bound.items()}
 
     def _site(self, node: fx.Node) -> Site:
-        values = _flat(node.meta.get("val"))
-        types = [self._type(value) if isinstance(value, torch.Tensor) else None for value in values]
-        return Site(self.graph, location(node), types)
+        values, place = _flat(node.meta.get("val")), location(node)
+        try:
+            types = [self._type(value) if isinstance(value, torch.Tensor) else None for value in values]
+        except ExportFailed as error:
+            raise ExportFailed(error.what, where=str(place), fix=error.fix) from None
+        return Site(self.graph, place, types)
 
     def _type(self, value: torch.Tensor) -> TensorType:
         return TensorType(self.sizes.shape(value.shape), dtype_name(value.dtype))
@@ -208,7 +214,10 @@ class Translator:
         return site.cast(site.reshape(x, type.shape), type.dtype)
 
     def _same_shape(self, made: Sequence[Dim], wanted: Sequence[Dim]) -> bool:
-        """Equal, or equal for every size tried: two expressions of one size may look different."""
+        """Equal, or equal for every size tried: two expressions of one size may look different.
+
+        Where they differ for a size of 1, as `Min(2, S)` and 2, torch has assumed that it is larger.
+        """
         if tuple(made) == tuple(wanted):
             return True
         if len(made) != len(wanted):
@@ -216,7 +225,13 @@ class Translator:
         used = set().union(*(names(dim) for dim in (*made, *wanted)))
         hints = self.sizes.hints
         trials = [hints, {n: h + 3 for n, h in hints.items()}, {n: 2 * h + 1 for n, h in hints.items()}]
-        return all(used <= t.keys() and _values(made, t) == _values(wanted, t) for t in trials)
+        if not all(used <= t.keys() and _values(made, t) == _values(wanted, t) for t in trials):
+            return False
+        for name in used:
+            single = {**hints, name: 1}
+            if _values(made, single) != _values(wanted, single):
+                self.sizes.exclude_one(name)
+        return True
 
 
 def _values(dims: Iterable[Dim], bindings: Mapping[str, int]) -> list[int]:

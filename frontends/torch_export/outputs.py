@@ -34,7 +34,7 @@ def _walk(spec: pytree.TreeSpec, prefix: str, leaves: Any, names: list[str]) -> 
         plain = isinstance(key, int)
         name = f"{prefix or 'output'}_{key}" if plain or prefix else str(key)
         parts[str(key)] = _walk(child, name, leaves, names)
-    return [_kind(spec.type), parts]
+    return [_kind(spec), parts]
 
 
 def _keys(spec: pytree.TreeSpec) -> list[Any]:
@@ -43,11 +43,12 @@ def _keys(spec: pytree.TreeSpec) -> list[Any]:
     listed = context if isinstance(context, (list, tuple)) else []
     if len(listed) == spec.num_children and all(isinstance(key, str) for key in listed):
         return list(listed)
-    fields = getattr(spec.type, "_fields", None)
+    fields = getattr(context, "_fields", None)  # of a named tuple, whose class is the context
     return list(fields) if fields else list(range(spec.num_children))
 
 
-def _kind(type: Any) -> str:
+def _kind(spec: pytree.TreeSpec) -> str:
+    type = spec.context if hasattr(spec.context, "_fields") else spec.type
     return str(type.__name__) if type in (tuple, list, dict) else f"{type.__module__}.{type.__qualname__}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from irx.frontends.torch_export.tables import Untranslatable
 from irx.ir.dims import Dim
 from irx.ir.graph import Builder, Graph, Literal, Loc, Operand, Value
 from irx.ir.types import TensorType, is_float
@@ -29,6 +30,12 @@ class Site(Builder):
     def value(self, operand: Operand) -> Value:
         """A tensor, scalar or size as a value."""
         return operand if isinstance(operand, Value) else Literal(operand)  # type: ignore[arg-type]
+
+    def number(self, attribute: Any) -> float:
+        """A float that has to be known now. Raises Untranslatable for one that is a tensor's element."""
+        if not isinstance(attribute, (int, float)):
+            raise Untranslatable("a number known at run time only")
+        return float(attribute)
 
     def axis(self, x: Value, axis: int) -> int:
         """The axis counted from 0."""

@@ -30,6 +30,7 @@ class Sizes:
         self._hints: dict[str, int] = {}
         self._dims: dict[Any, Dim] = {}
         self._environment: Any = None
+        self._not_one: set[str] = set()
 
     def name_axes(
         self, argument: str, shape: Iterable[Any], preferred: Mapping[int, str], *, shared: bool = False
@@ -73,19 +74,28 @@ class Sizes:
         """All sizes of a tensor as dims."""
         return tuple(self.dim(size) for size in sizes)
 
+    def exclude_one(self, name: str) -> None:
+        """The graph is wrong where this size is 1."""
+        self._not_one.add(name)
+
     @property
     def hints(self) -> dict[str, int]:
         """The value each named size had at capture."""
         return {self._names.get(text, text): value for text, value in self._hints.items()}
 
     def ranges(self, limits: Mapping[str, int | None]) -> dict[str, Range]:
-        """Bounds of every named size that occurs: torch's upper bounds, narrowed by `limits`. The lower bound is 1."""
+        """Bounds of every named size that occurs: torch's, the upper ones narrowed by `limits`.
+
+        Torch's lower bound of 2 stands for 1, as it only says that 1 was not looked at; `exclude_one` keeps it.
+        """
         used = sorted(set().union(*(names_of(dim) for dim in self._dims.values()))) if self._dims else []
         known = self._bounds()
         result = {}
         for name in used:
-            high = min((h for h in (known.get(name), limits.get(name)) if h is not None), default=None)
-            result[name] = Range(1 if name in self._names.values() else 0, high, self.hints.get(name))
+            low, high = known.get(name, (2, None))
+            high = min((h for h in (high, limits.get(name)) if h is not None), default=None)
+            low = 1 if low == 2 and name not in self._not_one else low
+            result[name] = Range(low, high, self.hints.get(name))
         return result
 
     def relations(self) -> list[str]:
@@ -94,14 +104,14 @@ class Sizes:
         texts = (self._relation(guard.expr) for guard in guards)
         return list(dict.fromkeys(text for text in texts if text))
 
-    def _bounds(self) -> dict[str, int]:
-        """Finite upper bounds of bare symbols."""
+    def _bounds(self) -> dict[str, tuple[int, int | None]]:
+        """Lower and finite upper bounds of bare symbols."""
         ranges = getattr(self._environment, "var_to_range", None) or {}
         bounds = {}
         for sym, bound in ranges.items():
-            upper = getattr(bound, "upper", None)
-            if upper is not None and getattr(upper, "is_Integer", False) and int(upper) < _UNBOUNDED:
-                bounds[self._names.get(str(sym), str(sym))] = int(upper)
+            low, high = (int(b) if b.is_Integer else None for b in (bound.lower, bound.upper))
+            name = self._names.get(str(sym), str(sym))
+            bounds[name] = (low or 0, high if high is not None and high < _UNBOUNDED else None)
         return bounds
 
     def _relation(self, guard: Any) -> str | None:

@@ -22,7 +22,7 @@ def sdpa(
     attn_mask: Value | None,
     dropout_p: float,
     is_causal: bool,
-    scale: float | None,
+    scale: float | Value | None,
     enable_gqa: bool,
 ) -> Value:
     if dropout_p > 0:
@@ -30,8 +30,10 @@ def sdpa(
     mask, bias = _split_mask(attn_mask)
     q, k, v, mask, bias = (_four_axes(site, x) for x in (query, key, value, mask, bias))
     assert q is not None
-    factor = _default_scale(q) if scale is None else float(scale)
-    result = site("attention", q, k, v, mask, bias, scale=factor, causal=is_causal)
+    factor = _default_scale(q) if scale is None else scale
+    if isinstance(factor, Value):
+        q, factor = site("mul", q, factor), 1.0
+    result = site("attention", q, k, v, mask, bias, scale=float(factor), causal=is_causal)
     return site.reshape(result, site.result.shape)
 
 

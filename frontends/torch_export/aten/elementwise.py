@@ -106,7 +106,7 @@ def exp2(site: Site, self: Value) -> Value:
 @rule("aten.softplus.default")
 def softplus(site: Site, self: Value, beta: Any, threshold: Any) -> Value:
     # Above the threshold torch returns x itself, which softplus equals there within float32's rounding at 20.
-    if threshold < 20:
+    if site.number(threshold) < 20:
         raise Untranslatable("softplus that is cut off early")
     if beta == 1:
         return site("softplus", self)
@@ -203,7 +203,7 @@ def relu6(site: Site, self: Value) -> Value:
 
 @rule("aten.hardtanh.default")
 def hardtanh(site: Site, self: Value, min_val: Any, max_val: Any) -> Value:
-    return site("clamp", self, low=float(min_val), high=float(max_val))
+    return site("clamp", self, low=site.number(min_val), high=site.number(max_val))
 
 
 @rule("aten.leaky_relu.default")

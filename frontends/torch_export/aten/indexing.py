@@ -9,6 +9,7 @@ from irx.frontends.torch_export.site import Site
 from irx.frontends.torch_export.tables import Untranslatable, rule
 from irx.ir.dims import Dim, is_nonnegative, maximum, product
 from irx.ir.graph import Literal, Operand, Value
+from irx.ops.shapes import slice_length
 
 _KEEPS_SIGN = ("reshape", "expand", "cast", "permute", "slice", "concat", "add", "mul")
 
@@ -132,7 +133,11 @@ def _write_rows(site: Site, x: Value, axis: int, index: Value, source: Value) ->
 def slice_scatter(site: Site, self: Value, src: Value, dim: int, start: Any, end: Any, step: int) -> Value:
     axis = site.axis(self, dim)
     first, last = written_bounds(self, src, axis, start, end, step)
+    # The slice is cut off at the size, so its length may read Min(3, S) - 1 where torch knows that it is 2.
+    shape = list(self.shape)
+    shape[axis] = slice_length(shape[axis], first, last, step)
     source = site.cast(src, self.dtype)
+    source = site.reshape(source, shape) if len(source.shape) == len(shape) else source
     return site("scatter_slice", self, source, axis=axis, start=first, stop=last, step=step)
 
 

@@ -24,13 +24,13 @@ def layer_norm(
     cudnn_enable: bool,
 ) -> Value:
     x, scale, shift = (_flat(site, v, len(normalized_shape)) for v in (input, weight, bias))
-    return site.reshape(site("layer_norm", x, scale, shift, eps=eps), site.result.shape)
+    return site.reshape(site("layer_norm", x, scale, shift, eps=site.number(eps)), site.result.shape)
 
 
 @rule("aten.rms_norm.default")
 def rms_norm(site: Site, input: Value, normalized_shape: Any, weight: Value | None, eps: float | None) -> Value:
     x, scale = (_flat(site, v, len(normalized_shape)) for v in (input, weight))
-    epsilon = _EPSILON[input.dtype] if eps is None else eps
+    epsilon = _EPSILON[input.dtype] if eps is None else site.number(eps)
     return site.reshape(site("rms_norm", x, scale, eps=epsilon), site.result.shape)
 
 

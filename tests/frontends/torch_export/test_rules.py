@@ -1,4 +1,4 @@
-"""Every rule of the translation table, against torch: captured, where possible with dynamic axes, and run on the oracle."""
+"""Every rule of the translation table, against torch: captured, with dynamic axes where possible, and run."""
 
 from __future__ import annotations
 
