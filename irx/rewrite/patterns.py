@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
+import irx.ops  # noqa: F401  (declares the ops that patterns name)
 from irx.analysis.structure import is_constant
 from irx.ir.graph import Graph, Literal, Node, Value
 from irx.ir.opdef import Attr, lookup

@@ -1,6 +1,6 @@
 """One file in a folder named as a pass is one test of that pass:
 
-    // raise-norm{option=value}           the passes to run, separated by |; without this line the folder's pass
+    // raise-norm | fold-constants        the passes to run, as a pipeline; without this line the folder's pass
     graph @forward(%x: f32[B, 8]) -> ...  before; named sizes and weights as in any program
     // ----- expected
     graph @forward(%x: f32[B, 8]) -> ...  after; left out when nothing may change
@@ -28,10 +28,11 @@ from irx.ir.equal import difference
 from irx.ir.parser import parse
 from irx.ir.printer import print_program
 from irx.ir.program import Program
+from irx.ir.verify import verify
 from irx.pipeline.base import Effect, Pass, Report
 from irx.rewrite import check
 from irx.rewrite.check import small_sizes
-from tests.cases.running import context, find_pass, random_weights
+from tests.cases.running import context, find_passes, random_weights
 
 FOLDER = Path(__file__).parent
 CASES = sorted(FOLDER.glob("*/*.irx"))
@@ -39,7 +40,7 @@ CASES = sorted(FOLDER.glob("*/*.irx"))
 
 @dataclass(frozen=True)
 class Case:
-    passes: list[Pass]
+    passes: tuple[Pass, ...]
     before: Program
     expected: Program
     near_misses: list[str]
@@ -49,11 +50,11 @@ def read(path: Path) -> Case:
     text = path.read_text()
     sections = re.split(r"^// ----- (expected|near misses)\n", text, flags=re.MULTILINE)
     parts = {"before": sections[0], **dict(zip(sections[1::2], sections[2::2], strict=True))}
-    first = re.match(r"// ([a-z-]+(?:\{[^}]*\})?(?: \| [a-z-]+(?:\{[^}]*\})?)*)\n", text)
-    names = first.group(1).split(" | ") if first else [path.parent.name]
+    first = re.match(r"// (.*)\n", text)
+    passes = find_passes(first.group(1) if first else path.parent.name)
     misses = [line.removeprefix("// ") for line in parts.get("near misses", "").splitlines() if line]
     before, expected = parse(parts["before"], path.name), parse(parts.get("expected", parts["before"]), path.name)
-    return Case([find_pass(name) for name in names], before, expected, misses)
+    return Case(passes, before, expected, misses)
 
 
 def run(case: Case, program: Program) -> Report:
@@ -68,6 +69,7 @@ def test_case(path: Path) -> None:
     case = read(path)
     program = case.before.clone()
     report = run(case, program)
+    verify(program)
     found = difference(program, case.expected)
     assert found is None, f"{found}\n{print_program(program)}"
     reasons = sorted(miss.reason for miss in report.near_misses)
