@@ -36,8 +36,6 @@ from irx.runtime.tensors import Packed, from_numpy, to_numpy
 from irx.runtime.weight_file import StoredArray
 from irx.target import Device, Target
 
-LONGEST = 2048  # tokens, where neither the model nor the caller says how long a sequence may be
-
 
 def compile(
     model: Any,
@@ -87,10 +85,7 @@ def load(path: str | Path) -> Executable:
 def optimize(program: Program, goal: Target, pipeline: str, *, strict: bool = False) -> tuple[Program, Ledger]:
     """Step 3: run the pipeline, with the oracle that also knows torch's functions."""
     instruments = (*standard_instruments(), Compare(call=call_on_arrays))
-    batch, length = program.sizes.get("B"), program.meta.get("max_length")
-    ctx = Context(goal.device, Oracle(call=call_on_arrays))
-    ctx.max_batch = (batch.high if batch is not None else None) or ctx.max_batch
-    ctx.max_length = length or LONGEST
+    ctx = Context.of(program, goal.device, Oracle(call=call_on_arrays))
     return Pipeline.parse(pipeline, passes(), instruments).run(program, ctx, strict=strict)
 
 
@@ -161,7 +156,9 @@ def _refuse(**later: Any) -> None:
     """Arguments of the public interface that nothing implements yet are errors, never ignored."""
     for name, value in later.items():
         if value is not None:
-            raise UnsupportedArgument(f"{name}={value!r}: this version has no search and no tuning", fix=f"leave {name} out")
+            raise UnsupportedArgument(
+                f"{name}={value!r}: this version has no search and no tuning", fix=f"leave {name} out"
+            )
 
 
 def _preference(device: Device) -> list[str]:

@@ -314,5 +314,9 @@ class ArtifactVersionMismatch(ArtifactError):
     """The artifact was written in a format that this version does not read."""
 
 
+class CannotWrite(IRXError):
+    """A file or folder cannot be written where the user asked for it."""
+
+
 class MissingFeature(ArtifactError):
     """The artifact's kernels need an instruction set or a device that this machine lacks."""

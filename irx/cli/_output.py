@@ -7,19 +7,37 @@ import os
 import sys
 from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from irx.errors import CannotWrite
 
 PIPE_WIDTH = 200  # a pipe has no width of its own, and rich would wrap at 80
 
 
-def add_json(parser: ArgumentParser) -> None:
+def add_json(parser: ArgumentParser, help: str = "print JSON instead of a table") -> None:
     """Give the command a --json option."""
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--json", action="store_true", help=help)
 
 
 def print_json(value: Any) -> None:
     """Print plain data as indented JSON."""
     print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def write_text(path: str, text: str) -> None:
+    """Write a file. Raises CannotWrite."""
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise CannotWrite(
+            f"{path} cannot be written: {error.strerror}", fix="name a file in a folder that is there"
+        ) from error
+
+
+def say(line: str) -> None:
+    """A remark, on standard error: what standard output carries may be read by a program."""
+    print(f"irx: {line}", file=sys.stderr)
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: bool) -> None:

@@ -65,6 +65,15 @@ class Context:
     max_length: int = 2048
     fuel: Fuel = field(default_factory=Fuel)
 
+    @staticmethod
+    def of(program: Program, device: Device, evaluate: Evaluate) -> Context:
+        """The context of a program, with the limits that it states itself."""
+        ctx = Context(device, evaluate)
+        batch = program.sizes.get("B")
+        ctx.max_batch = (batch.high if batch is not None else None) or ctx.max_batch
+        ctx.max_length = program.meta.get("max_length") or ctx.max_length
+        return ctx
+
 
 @dataclass(frozen=True)
 class Pass:

@@ -1,0 +1,38 @@
+"""Random weights for programs whose text only declares them: made when somebody asks, the same for the same seed."""
+
+from __future__ import annotations
+
+import zlib
+from functools import partial
+
+import numpy as np
+
+from irx.ir.blocks import FORMATS
+from irx.ir.dims import evaluate
+from irx.ir.opdef import Array
+from irx.ir.types import TensorType, is_float, is_packed, numpy_dtype
+from irx.ir.weights import Weights
+
+
+def bind_random_weights(weights: Weights, seed: int = 0) -> list[str]:
+    """Give every stored weight without an array a random one; returns the names of these.
+
+    Matrices are normal with a variance of 1 / their last extent, so that activations keep their size through many
+    layers; vectors are standard normal, integers 0 or 1. An array depends on the seed and the weight's name alone.
+    """
+    bare = [e.weight for e in weights if e.load is None and e.derivation is None]
+    for weight in bare:
+        weights.bind(weight.name, partial(_random, weight.name, weight.tensor, seed))
+    return [weight.name for weight in bare]
+
+
+def _random(name: str, type: TensorType, seed: int) -> Array:
+    generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    shape = tuple(evaluate(dim, {}) for dim in type.shape)  # weights know no named size
+    if is_packed(type.dtype):  # no byte above 59: every float16 scale in them is finite and below 1
+        return generator.integers(0, 60, FORMATS[type.dtype].packed_shape(shape), dtype=np.uint8)
+    if not is_float(type.dtype):
+        return generator.integers(0, 2, shape).astype(numpy_dtype(type.dtype))
+    array = generator.standard_normal(shape, dtype=np.float32)
+    scale = np.float32(shape[-1] ** -0.5 if len(shape) > 1 else 1.0)
+    return np.asarray(array * scale).astype(numpy_dtype(type.dtype))
