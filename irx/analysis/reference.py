@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from irx.analysis.inputs import bind_sizes
+from irx.analysis.precision import holds
 from irx.errors import InputMismatch, NoReference
 from irx.ir.blocks import unpack
 from irx.ir.dims import Bindings, SymDim
@@ -114,11 +115,17 @@ class _Evaluation:
             None if v is None else self._operand(v, found, streamed=_is_streamed(node, i))
             for i, v in enumerate(node.inputs)
         ]
-        if node.op.name == "cast" and not self.round_casts and is_float(node.output.dtype):
+        if node.op.name == "cast" and is_float(node.output.dtype) and not self._rounds(node):
             return [np.asarray(operands[0], dtype=np.float64)]
         with np.errstate(all="ignore"):
             results = self._apply(node, operands, attrs)
         return [r if isinstance(r, PackedRows) else lift(r) for r in results]
+
+    def _rounds(self, cast: Node) -> bool:
+        """True unless all values of the operand's dtype fit the result's."""
+        source = cast.inputs[0]
+        widens = source is not None and is_float(source.dtype) and holds(cast.output.dtype, source.dtype)
+        return self.round_casts and not widens
 
     def _apply(self, node: Node, operands: Sequence[Any], attrs: Mapping[str, Any]) -> Sequence[Any]:
         if node.op.name == "torch.call":
