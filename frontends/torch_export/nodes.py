@@ -12,6 +12,7 @@ from torch import fx
 
 from irx.errors import ExportFailed, TypeRuleError
 from irx.frontends.torch_export.calls import listed, torch_call
+from irx.frontends.torch_export.complex_numbers import REAL, Complex, apply_complex, has_complex
 from irx.frontends.torch_export.locations import location
 from irx.frontends.torch_export.mutation import Memory, NotFunctional, functional_name, written_argument
 from irx.frontends.torch_export.site import Site
@@ -165,7 +166,7 @@ class Translator:
         return Site(self.graph, place, types)
 
     def _type(self, value: torch.Tensor) -> TensorType:
-        return TensorType(self.sizes.shape(value.shape), dtype_name(value.dtype))
+        return TensorType(self.sizes.shape(value.shape), dtype_name(REAL.get(value.dtype, value.dtype)))
 
     # --- operators --------------------------------------------------------------------------------------------------
 
@@ -180,6 +181,9 @@ class Translator:
 
     def _apply(self, site: Site, node: fx.Node, name: str, arguments: dict[str, Any]) -> Any:
         rule = rules().get(name)
+        if has_complex(list(arguments.values())) or any(_is_complex(v) for v in _flat(node.meta.get("val"))):
+            kept = {key: value for key, value in arguments.items() if key not in IGNORED}
+            return self._checked(site, apply_complex(site, name, kept, rule))
         if rule is not None:
             kept = {key: value for key, value in arguments.items() if key not in IGNORED}
             try:
@@ -205,9 +209,11 @@ class Translator:
         fitted = [self._fitted(site, x, type) for x, type in zip(made, site.results, strict=True)]
         return fitted if isinstance(result, (list, tuple)) else fitted[0]
 
-    def _fitted(self, site: Site, x: Value, type: TensorType | None) -> Value:
+    def _fitted(self, site: Site, x: Any, type: TensorType | None) -> Any:
         if type is None:
             return x
+        if isinstance(x, Complex):
+            return Complex(self._fitted(site, x.real, type), self._fitted(site, x.imaginary, type))
         if not self._same_shape(x.shape, type.shape):
             raise TypeRuleError(f"the rule gives {x.type} where torch has {type}")
         # A table cut at S rows has Min(S, rows) of them by the rule; torch knows that S is not larger.
@@ -254,6 +260,10 @@ def _flat(value: Any) -> list[Any]:
     if isinstance(value, (list, tuple)):
         return [item for part in value for item in _flat(part)]
     return [value]
+
+
+def _is_complex(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_complex()
 
 
 def _live(graph: fx.Graph) -> set[fx.Node]:

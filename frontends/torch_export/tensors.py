@@ -87,7 +87,7 @@ def _loader(tensor: torch.Tensor) -> Callable[[], Array] | None:
 
 def constant(graph: Graph, table: WeightTable, name: str, tensor: torch.Tensor) -> Value:
     """A constant that belongs to no module: a number is written into the graph, anything larger is a weight."""
-    known = not tensor.is_meta and not isinstance(tensor, FakeTensor)
+    known = not tensor.is_meta and not isinstance(tensor, FakeTensor) and not tensor.is_complex()
     if tensor.dim() == 0 and known:
         attrs = {"shape": (), "value": tensor.item(), "dtype": dtype_name(tensor.dtype)}
         return graph.add("full", [], attrs).output

@@ -19,6 +19,7 @@ from torch import fx
 
 import irx.ops  # noqa: F401  (declares the operations)
 from irx.errors import ExportFailed
+from irx.frontends.torch_export.complex_numbers import complex_constant
 from irx.frontends.torch_export.nodes import Translator
 from irx.frontends.torch_export.sizes import Sizes
 from irx.frontends.torch_export.tensors import WeightTable, constant, dtype_name
@@ -126,10 +127,13 @@ class _Binder:
             return constant(self.result.graph, self.table, node.name, given) if is_tensor else given
         if node.name in self.weights:
             self.result.inputs.append(None)
-            return self.table.add(*self.weights[node.name])
+            name, tensor = self.weights[node.name]
+            if tensor.is_complex():
+                return complex_constant(self.result.graph, self.table, name, tensor)
+            return self.table.add(name, tensor)
         if isinstance(value, torch.Tensor):
-            tensor = TensorType(self.result.sizes.shape(value.shape), dtype_name(value.dtype))
-            made = self.result.graph.add_input(self.names.get(node.name, node.name), tensor)
+            kind = TensorType(self.result.sizes.shape(value.shape), dtype_name(value.dtype))
+            made = self.result.graph.add_input(self.names.get(node.name, node.name), kind)
             self.result.inputs.append(made.name)
             return made
         if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):

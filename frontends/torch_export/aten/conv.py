@@ -30,6 +30,36 @@ def conv2d(
     return site.reshape(result, site.result.shape)
 
 
+@rule("aten.conv1d.padding")
+def conv1d_named(
+    site: Site, input: Value, weight: Value, bias: Value | None, stride: Any, padding: str, dilation: Any, groups: int
+) -> Value:
+    return conv1d(site, input, weight, bias, stride, _amounts(weight, padding, dilation), dilation, groups)
+
+
+@rule("aten.conv2d.padding")
+def conv2d_named(
+    site: Site, input: Value, weight: Value, bias: Value | None, stride: Any, padding: str, dilation: Any, groups: int
+) -> Value:
+    return conv2d(site, input, weight, bias, stride, _amounts(weight, padding, dilation), dilation, groups)
+
+
+def _amounts(weight: Value, padding: str, dilation: Sequence[int]) -> list[int]:
+    """Padding on both sides for "valid" and "same"; "same" with an even reach would need more on one side."""
+    reach = [d * (int(k) - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]  # type: ignore[arg-type]
+    if padding == "same" and any(amount % 2 for amount in reach):
+        raise Untranslatable("padding that differs between the sides")
+    return [amount // 2 if padding == "same" else 0 for amount in reach]
+
+
+@rule("aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.default")
+def adaptive_mean(site: Site, self: Value, output_size: Sequence[int]) -> Value:
+    if any(size != 1 for size in output_size):
+        raise Untranslatable("pooling to more than one element")
+    rank = len(self.shape)
+    return site("mean", self, axes=tuple(range(rank - len(output_size), rank)), keepdims=True)
+
+
 @rule("aten.convolution.default")
 def convolution(
     site: Site,

@@ -217,6 +217,18 @@ CASES: dict[str, list[Call]] = {
     **_each("conv1d.default", call(SIGNAL, FILTER, BIAS, [2], [1], [1], 2), call(SIGNAL[0], _floats(6, 4, 3))),
     **_each("conv2d.default", call(IMAGE, KERNEL, BIAS, [2, 1], [1, 0], [1, 2], 2), call(IMAGE, _floats(6, 4, 3, 3))),
     **_each(
+        "conv1d.padding",
+        call(SIGNAL, FILTER, BIAS, [1], "same", [2], 2),
+        call(SIGNAL, FILTER, None, [2], "valid", [1], 2),
+    ),
+    **_each(
+        "conv2d.padding",
+        call(IMAGE, KERNEL, BIAS, [1, 1], "same", [1, 1], 2),
+        call(IMAGE, KERNEL, None, [2, 2], "valid", [1, 1], 2),
+    ),
+    **_each("adaptive_avg_pool1d.default", call(SIGNAL, [1])),
+    **_each("adaptive_avg_pool2d.default", call(IMAGE, [1, 1])),
+    **_each(
         "convolution.default",
         call(IMAGE, KERNEL, BIAS, [2, 2], [1, 1], [1, 1], False, [0, 0], 2),
         call(SIGNAL, FILTER, None, [1], [0], [1], False, [0], 2),

@@ -303,6 +303,28 @@ def test_floats_of_sizes() -> None:
     assert not torch_calls(program)
 
 
+class Rotated(nn.Module):
+    """Rotary positions in complex numbers, with a table that is a buffer."""
+
+    table: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        angles = torch.outer(torch.arange(32.0), torch.tensor([1.0, 0.1]))
+        self.register_buffer("table", torch.polar(torch.ones_like(angles), angles), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
+        made = torch.polar(torch.ones_like(pairs.real), pairs.imag)
+        return torch.view_as_real(pairs * self.table[: x.shape[1]] * 2 * made.conj()).flatten(-2)
+
+
+def test_complex_rotations() -> None:
+    program = check(Rotated(), torch.randn(2, 5, 4), shapes=[(torch.randn(3, 7, 4),)])
+    assert not torch_calls(program)
+    assert [str(weight.type) for weight in program.used_weights()] == ["f32[32, 2, 2]"]
+
+
 class NoGradInside(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         with torch.enable_grad():
