@@ -18,6 +18,7 @@ from irx.runtime.arguments import Arguments, kept_rows
 from irx.runtime.compiled import Compiled
 from irx.runtime.decoder import Decoder
 from irx.runtime.generate import Ending, Sampling, Stream, continue_session, new_tokens
+from irx.runtime.kernel import GraphKernel
 from irx.runtime.memory import Memory
 from irx.runtime.output import rebuild
 from irx.runtime.session import Session
@@ -137,6 +138,11 @@ class Executable:
     def pipeline(self) -> str:
         """The pipeline that optimized it, in text that parses back."""
         return self._compiled.pipeline
+
+    @property
+    def graphs(self) -> Mapping[str, GraphKernel]:
+        """The kernels by graph: `forward`, and `prefill`, `decode` and `encode` where there is a cache."""
+        return self._compiled.kernels
 
     @property
     def device(self) -> torch.device:

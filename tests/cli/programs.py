@@ -47,7 +47,7 @@ program @tiny {
 
 WITH_CALL = """\
 graph @forward(%x: f32[B, 8]) -> (y: f32[B, 8]) {
-  %y = torch.call(%x) {target="aten.erfinv.default", args=[#0], results=[f32[B, 8]]}  // model.odd
+  %y = torch.call(%x) {target="aten.erf.default", args=[#0], results=[f32[B, 8]]}  // model.odd
   return %y
 }
 """
