@@ -25,11 +25,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from irx.analysis.precision import holds
 from irx.ir.graph import Builder, Value
 from irx.ir.program import Program
-from irx.ir.types import is_float
 from irx.pipeline.base import Context, Effect, Pass, Report, Stage
+from irx.rewrite.conditions import floats, widened
 from irx.rewrite.match import Match
 from irx.rewrite.patterns import Pattern, any_value, literal, maybe, one_of, op, product
 from irx.rewrite.rewriter import Refused, Rewriter, Rule
@@ -47,17 +46,7 @@ class RaiseActivation(Pass):
         return Rewriter(self.name, _RULES, evaluate=ctx.evaluate, fuel=ctx.fuel).run(program)
 
 
-def _float(value: Value) -> str | None:
-    return None if is_float(value.dtype) else f"{value.dtype} is no float dtype"
-
-
-def _widened(value: Value) -> str | None:
-    source = value.producer.inputs[0] if value.producer is not None else None
-    exact = source is not None and is_float(source.dtype) and holds(value.dtype, source.dtype)
-    return None if exact else "rounds"
-
-
-_X = maybe("cast", any_value("x", where=_float), where=_widened)
+_X = maybe("cast", any_value("x", floats), where=widened)
 _HALF = literal(0.5)
 
 

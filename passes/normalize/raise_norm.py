@@ -27,8 +27,8 @@ from dataclasses import dataclass
 from irx.analysis.precision import holds
 from irx.ir.graph import Builder, Node, Value
 from irx.ir.program import Program
-from irx.ir.types import is_float
 from irx.pipeline.base import Context, Effect, Pass, Report, Stage
+from irx.rewrite.conditions import floats, widened
 from irx.rewrite.match import Match
 from irx.rewrite.patterns import Pattern, any_value, constant, literal, maybe, number, one_of, op, product
 from irx.rewrite.rewriter import Refused, Rewriter, Rule
@@ -54,16 +54,6 @@ def _over_last_axis(node: Node) -> str | None:
     return None if node.attr("keepdims") else "does not keep the axis"
 
 
-def _widened(value: Value) -> str | None:
-    source = value.producer.inputs[0] if value.producer is not None else None
-    exact = source is not None and is_float(source.dtype) and holds(value.dtype, source.dtype)
-    return None if exact else "rounds"
-
-
-def _floating(value: Value) -> str | None:
-    return None if is_float(value.dtype) else f"{value.dtype} is no float dtype"
-
-
 def _mean(inner: Pattern) -> Pattern:
     return op("mean", inner, where=_over_last_axis)
 
@@ -87,7 +77,7 @@ def _normalised(x: Pattern, *weight: Pattern) -> Pattern:
     return one_of(product(x, inverse, *weight), product(op("div", x, root), *weight))
 
 
-_X = maybe("cast", any_value("x", where=_floating), where=_widened)
+_X = maybe("cast", any_value("x", floats), where=widened)
 
 
 def _centred(x: Pattern) -> Pattern:

@@ -27,8 +27,9 @@ from irx.analysis.precision import holds
 from irx.ir.dims import Dim
 from irx.ir.graph import Builder, Node, Value
 from irx.ir.program import Program
-from irx.ir.types import INTEGERS, is_float
+from irx.ir.types import INTEGERS
 from irx.pipeline.base import Context, Effect, Pass, Report, Stage
+from irx.rewrite.conditions import along_last_axis, floats, integers, widened
 from irx.rewrite.match import Match
 from irx.rewrite.patterns import Pattern, any_value, constant, maybe, named, number, one_of, op, product, through
 from irx.rewrite.rewriter import Refused, Rewriter, Rule
@@ -46,24 +47,9 @@ class RaiseRope(Pass):
         return Rewriter(self.name, _RULES, evaluate=ctx.evaluate, fuel=ctx.fuel).run(program)
 
 
-def _integers(value: Value) -> str | None:
-    return None if value.dtype in INTEGERS else f"positions are {value.dtype}, not integers"
-
-
 def _exact(value: Value) -> str | None:
     """Positions stay whole numbers in f32, not in narrower floats."""
     return None if value.dtype in ("f32", "f64", *INTEGERS) else f"positions are rounded to {value.dtype}"
-
-
-def _widened(value: Value) -> str | None:
-    source = value.producer.inputs[0] if value.producer is not None else None
-    exact = source is not None and is_float(source.dtype) and holds(value.dtype, source.dtype)
-    return None if exact else "rounds"
-
-
-def _last_axis(node: Node) -> str | None:
-    rank = len(node.output.shape)
-    return None if node.attr("axis") in (rank - 1, -1) else f"along axis {node.attr('axis')}, not the last"
 
 
 def _part(x: Pattern, start: int | None, step: int = 1) -> Pattern:
@@ -71,7 +57,7 @@ def _part(x: Pattern, start: int | None, step: int = 1) -> Pattern:
 
     def starts(node: Node) -> str | None:
         right = node.attr("start") != 0 if start is None else node.attr("start") == start
-        return _last_axis(node) or (None if right else f"starts at {node.attr('start')}")
+        return along_last_axis(node) or (None if right else f"starts at {node.attr('start')}")
 
     return op("slice", x, where=starts, attrs={"step": step})
 
@@ -79,12 +65,12 @@ def _part(x: Pattern, start: int | None, step: int = 1) -> Pattern:
 # --- the tables -------------------------------------------------------------------------------------------------------
 
 _SHAPES = ("reshape", "expand")
-_POSITIONS = through(any_value("positions", _integers), ("cast", *_SHAPES), where=_exact)
+_POSITIONS = through(any_value("positions", integers), ("cast", *_SHAPES), where=_exact)
 _FREQUENCIES = through(constant("inv_freq"), _SHAPES)
 _OUTER = op("matmul", _FREQUENCIES, _POSITIONS)
 _ANGLES = one_of(op("mul", _POSITIONS, _FREQUENCIES), op("permute", _OUTER, attrs={"order": (0, 2, 1)}))
 _TWICE = one_of(
-    op("concat", _ANGLES, _ANGLES, where=_last_axis),
+    op("concat", _ANGLES, _ANGLES, where=along_last_axis),
     op("reshape", op("expand", op("reshape", _ANGLES))),
 )
 
@@ -100,7 +86,7 @@ _COS, _SIN = _table("cos"), _table("sin")
 
 # --- the rotations ----------------------------------------------------------------------------------------------------
 
-_X = maybe("cast", any_value("x", lambda v: None if is_float(v.dtype) else "not floats"), where=_widened)
+_X = maybe("cast", any_value("x", floats), where=widened)
 
 
 def _column(x: Pattern) -> Pattern:
@@ -109,7 +95,7 @@ def _column(x: Pattern) -> Pattern:
 
 def _pairs(first: Pattern, second: Pattern) -> Pattern:
     """Two tensors whose channels alternate."""
-    return op("reshape", op("concat", _column(first), _column(second), where=_last_axis))
+    return op("reshape", op("concat", _column(first), _column(second), where=along_last_axis))
 
 
 def _picked(x: Pattern, start: int) -> Pattern:
@@ -118,7 +104,7 @@ def _picked(x: Pattern, start: int) -> Pattern:
 
 
 _EVEN, _ODD = _picked(_X, 0), _picked(_X, 1)
-_HALF_TURN = op("concat", op("neg", _part(_X, None)), _part(_X, 0), where=_last_axis)
+_HALF_TURN = op("concat", op("neg", _part(_X, None)), _part(_X, 0), where=along_last_axis)
 _PAIR_TURN = _pairs(op("neg", _ODD), _EVEN)
 
 
@@ -134,7 +120,7 @@ def _halves(first: Pattern, second: Pattern) -> tuple[Pattern, Pattern]:
 
 
 _ANY_HALVES = _halves(any_value("first"), any_value("second"))
-_JOINED = maybe("cast", op("concat", *_ANY_HALVES, where=_last_axis))
+_JOINED = maybe("cast", op("concat", *_ANY_HALVES, where=along_last_axis))
 _ALTERNATING = maybe("cast", _pairs(*_halves(_EVEN, _ODD)))
 
 # --- what they become -------------------------------------------------------------------------------------------------
@@ -210,5 +196,5 @@ _RULES = (
     Rule("halves", _JOINED, _joined),
     Rule("interleaved", _ALTERNATING, _interleaved),
     Rule("interleaved", _turned(_PAIR_TURN), _interleaved),
-    Rule("partial", op("concat", _ROPE, named("rest", _part(any_value("x"), None)), where=_last_axis), _partial),
+    Rule("partial", op("concat", _ROPE, named("rest", _part(any_value("x"), None)), where=along_last_axis), _partial),
 )
