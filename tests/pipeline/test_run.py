@@ -13,7 +13,7 @@ from irx.ir.printer import print_program
 from irx.ledger import KEPT, NO_MATCH, REFUSED, Ledger
 from irx.pipeline.instruments import Compare, Dump, Time, Verify, standard_instruments
 from irx.pipeline.pipeline import Pipeline
-from tests.pipeline.toys import Blur, Break, Flip, Look, Options, Raise, context, program
+from tests.pipeline.toys import Blur, Break, Flip, Look, Options, Raise, Ruin, context, program
 
 
 def decisions(ledger: Ledger) -> list[tuple[str, str]]:
@@ -116,6 +116,12 @@ def test_compare_gives_up_aloud() -> None:
     assert ledger.summary.error is None
     assert ledger.summary.calls == {"aten.foo": 1}
     assert "not compared" in ledger.notes[0]
+
+
+def test_compare_refuses_what_cannot_be_evaluated() -> None:
+    _, ledger = Pipeline((Look(), Ruin()), (Verify(), Compare())).run(program(), context())
+    assert decisions(ledger) == [("look", KEPT), ("ruin", REFUSED)]
+    assert ledger.summary.error == 0.0
 
 
 def test_time_is_told_once_a_step() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import irx.ops  # noqa: F401
 from irx.ir.parser import parse
 from irx.ir.program import Program
+from irx.ir.types import TensorType
 from irx.pipeline.base import Context, Effect, NearMiss, Pass, Report, Site, Stage
 from irx.pipeline.index import PassIndex
 from irx.pipeline.oracle import Oracle
@@ -103,6 +104,21 @@ class Raise(Pass):
     def run(self, program: Program, ctx: Context) -> Report:
         program.graphs.clear()
         raise KeyError("lost")
+
+
+@dataclass(frozen=True)
+class Ruin(Pass):
+    """Reads a weight that has no array: well formed, but nothing can run it."""
+
+    name = "ruin"
+    stage = Stage.FUSE
+    effect = Effect.EXACT
+
+    def run(self, program: Program, ctx: Context) -> Report:
+        graph = program.graphs["forward"]
+        node = graph.add("add", [graph.outputs[0], program.weights.add("lost", TensorType((4,), "f32"))])
+        graph.outputs[0] = node.output
+        return Report()
 
 
 @dataclass(frozen=True)

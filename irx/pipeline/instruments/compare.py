@@ -13,7 +13,7 @@ from typing import Any
 
 from irx.analysis.inputs import random_inputs
 from irx.analysis.reference import Call, evaluate
-from irx.errors import IRXError
+from irx.errors import InputMismatch, IRXError, NoReference
 from irx.ir.program import Program
 from irx.ledger import Ledger
 from irx.pipeline.base import Context, Effect, Pass
@@ -25,20 +25,24 @@ LARGEST_ERROR = 1e-5
 """max|y - y0| / max|y0| on the oracle: far more than reassociation costs, far less than a mistake."""
 
 
+_FAILURES = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)  # of numpy and torch: sizes do not fit
+_FEWEST = 2  # rows and tokens: enough for a mask, a position and a batch to matter
+
+
 @dataclass
 class Compare(Instrument):
-    """Compares on `inputs`, random ones unless given, with small `sizes`. `call` runs `torch.call` nodes."""
+    """Compares on `inputs` and `sizes`: random ones, and the smallest that fit. `call` runs `torch.call` nodes."""
 
     inputs: Mapping[str, Any] | None = None
     sizes: Mapping[str, int] | None = None
     call: Call | None = None
     error: float | None = field(default=None, init=False)
     note: str = field(default="", init=False)
-    captured: Sequence[Any] | None = field(default=None, init=False)
+    captured: _Run | None = field(default=None, init=False)
 
     def begin(self, program: Program, ctx: Context) -> None:
         """Forget an earlier pipeline."""
-        self.error, self.note, self.captured = None, "", None
+        self.error, self.note = None, ""
 
     def judge(self, captured: Program, kept: Sequence[Kept], ctx: Context) -> Verdict | None:
         """The first pass behind which `forward` differs, where none of them was allowed to."""
@@ -46,20 +50,20 @@ class Compare(Instrument):
             return None
         try:
             self.error = self._error(captured, kept[-1].program)
-        except IRXError as error:
-            self.note = f"the whole program was not compared: {error}"
+            if self.error <= LARGEST_ERROR or any(step.one.effect is Effect.LOSSY and step.sites for step in kept):
+                return None
+            first = self._first_wrong(captured, kept)
+            error = self._error(captured, first.program)
+        except IRXError as failure:
+            self.note = f"the whole program was not compared: {failure}"
             return None
-        if self.error <= LARGEST_ERROR or any(step.one.effect is Effect.LOSSY and step.sites for step in kept):
-            return None
-        first = self._first_wrong(captured, kept)
-        return Verdict(
-            first.step, f"the whole program differs behind it: error {self._error(captured, first.program):.2g}"
-        )
+        return Verdict(first.step, f"the whole program differs behind it: error {error:.2g}")
 
     def end(self, passes: Sequence[Pass], ledger: Ledger) -> None:
-        """Tell the error of the whole program."""
+        """Tell the error of the whole program, and let go of what was captured."""
         ledger.summary.error = self.error
         ledger.notes += [self.note] if self.note else []
+        self.captured = None
 
     def _first_wrong(self, captured: Program, kept: Sequence[Kept]) -> Kept:
         right, wrong = -1, len(kept) - 1
@@ -72,17 +76,53 @@ class Compare(Instrument):
         return kept[wrong]
 
     def _error(self, captured: Program, program: Program) -> float:
-        if GRAPH not in program.graphs:
-            return math.inf
-        if self.captured is None:
-            self.captured = self._outputs(captured, captured)
-        outputs = self._outputs(program, captured)
-        if len(outputs) != len(self.captured):
-            return math.inf
-        return max((difference(new, old) for new, old in zip(outputs, self.captured, strict=True)), default=0.0)
+        """max|y - y0| / max|y0| of the worst output; infinite for a program that cannot be evaluated.
 
-    def _outputs(self, program: Program, captured: Program) -> list[Any]:
-        sizes = dict(self.sizes) if self.sizes is not None else small_sizes(captured.sizes)
-        inputs = self.inputs if self.inputs is not None else random_inputs(captured.graphs[GRAPH], sizes)
+        Raises IRXError where the captured program cannot be.
+        """
+        if self.captured is None or self.captured.program is not captured:
+            self.captured = self._run(captured)
+        old = self.captured
+        try:
+            outputs = self._outputs(program, old.inputs, old.sizes)
+        except NoReference:
+            raise
+        except (IRXError, *_FAILURES):
+            return math.inf
+        if len(outputs) != len(old.outputs):
+            return math.inf
+        return max((difference(new, y) for new, y in zip(outputs, old.outputs, strict=True)), default=0.0)
+
+    def _run(self, program: Program) -> _Run:
+        """The captured program, evaluated with the fewest rows that it takes."""
+        failure: Exception | None = None
+        for sizes in self._choices(program):
+            try:
+                inputs = self.inputs if self.inputs is not None else random_inputs(program.graphs[GRAPH], sizes)
+                return _Run(program, inputs, sizes, self._outputs(program, inputs, sizes))
+            except NoReference:
+                raise
+            except (IRXError, *_FAILURES) as error:
+                failure = error
+        raise InputMismatch(f"@{GRAPH} cannot be evaluated: {type(failure).__name__}: {failure}")
+
+    def _choices(self, program: Program) -> list[Mapping[str, int]]:
+        if self.sizes is not None:
+            return [self.sizes]
+        fewest = {name: max(range.low, _FEWEST + index) for index, (name, range) in enumerate(program.sizes.items())}
+        fits = all(fewest[name] in range for name, range in program.sizes.items()) and not program.relations
+        return [*([fewest] if fits else []), small_sizes(program.sizes)]
+
+    def _outputs(self, program: Program, inputs: Mapping[str, Any], sizes: Mapping[str, int]) -> list[Any]:
         graph = program.graphs[GRAPH]
         return evaluate(graph, inputs, sizes, program.weights, self.call, round_casts=False)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the captured program gives for some inputs."""
+
+    program: Program
+    inputs: Mapping[str, Any]
+    sizes: Mapping[str, int]
+    outputs: Sequence[Any]
