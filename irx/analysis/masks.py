@@ -7,13 +7,13 @@ both on a few rows only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from irx.analysis.rows import rows_of
-from irx.analysis.values import Prober, integers_in, size_names
+from irx.analysis.values import FAILS, Prober, integers_in, largest_working, size_names
 from irx.ir.dims import Dim, Range, SymDim
 from irx.ir.graph import Value
 from irx.ir.opdef import Array
@@ -34,6 +34,11 @@ class Visible:
     window: int | None = None
     zero: bool = True
 
+    def __str__(self) -> str:
+        if self.window is not None:
+            return f"sliding window of {self.window}"
+        return "causal" if self.causal else "full"
+
 
 @dataclass(frozen=True)
 class MaskProbe:
@@ -48,30 +53,33 @@ class MaskProbe:
 
         `mask` is value-free: boolean, or float where very low numbers hide.
         """
-        found: list[tuple[int, Visible]] = []
-        for length, bindings in self._probes(mask, rows, keys):
+        found: dict[int, Visible | str] = {}
+
+        def look(length: int) -> None:
+            found[length] = self._at(mask, rows, keys, length)
+
+        for length in self._lengths(mask, rows):
             try:
-                seen = self._at(mask, rows, keys, length, bindings)
-            except (IndexError, ValueError, ArithmeticError) as error:
-                return f"the mask cannot be evaluated at length {length}: {error}"
-            if isinstance(seen, str):
-                return f"at length {length} {seen}"
-            found.append((length, seen))
+                look(length)
+            except FAILS as error:
+                if not found:
+                    return f"the mask cannot be evaluated at length {length}: {error}"
+                largest_working(look, max(found), length - 1)  # a table of the model ends here, and its sequences too
+                break
         return _agree(found)
 
-    def _probes(self, mask: Value, rows: Dim, keys: Dim) -> Iterator[tuple[int, dict[str, int]]]:
-        """Lengths to look at, each with values for all named sizes."""
-        others = {name: _within(3 + 2 * i, self.sizes.get(name, Range())) for i, name in enumerate(_named(mask, keys))}
+    def _lengths(self, mask: Value, rows: Dim) -> list[int]:
+        """Lengths to look at, ascending."""
         if isinstance(rows, int):
-            yield rows, others
-            return
-        name = str(rows)
-        limits = self.sizes.get(name, Range())
+            return [rows]
+        limits = self.sizes.get(str(rows), Range())
         wide = {c + 7 for c in integers_in(mask) if 1 < c < _WIDEST}
-        for length in sorted({_within(n, limits) for n in {*_SMALL, *wide, self.longest}}):
-            yield length, {**others, name: length}
+        return sorted({_within(n, limits) for n in {*_SMALL, *wide, self.longest}})
 
-    def _at(self, mask: Value, rows: Dim, keys: Dim, length: int, bindings: Mapping[str, int]) -> Visible | str:
+    def _at(self, mask: Value, rows: Dim, keys: Dim, length: int) -> Visible | str:
+        others = enumerate(_named(mask, keys))
+        bindings = {name: _within(3 + 2 * i, self.sizes.get(name, Range())) for i, name in others}
+        bindings |= {str(rows): length} if isinstance(rows, SymDim) else {}
         chosen = _chosen_rows(length, integers_in(mask))
         count = keys if isinstance(keys, int) else bindings[str(keys)]
         axis = len(mask.shape) - 2
@@ -127,13 +135,18 @@ def _compare(array: Array, rows: Array, square: bool, additive: bool) -> Visible
     return "it is neither full nor causal nor a sliding window"
 
 
-def _agree(found: list[tuple[int, Visible]]) -> Visible | str:
+def _agree(found: Mapping[int, Visible | str]) -> Visible | str:
     """One answer for all lengths: a window shows only where the sequence is longer."""
-    longer = [(length, seen) for length, seen in found if length > 1] or found
+    pairs: list[tuple[int, Visible]] = []
+    for length, seen in sorted(found.items()):
+        if isinstance(seen, str):
+            return f"at length {length} {seen}"
+        pairs.append((length, seen))
+    longer = [(length, seen) for length, seen in pairs if length > 1] or pairs
     windows = {seen.window for _, seen in longer if seen.window is not None}
     if len(windows) > 1 or len({seen.causal for _, seen in longer}) > 1:
-        return f"it changes with the length: {', '.join(f'{n}: {s.causal}/{s.window}' for n, s in found)}"
+        return f"the mask changes with the length: {', '.join(f'{n}: {s}' for n, s in pairs)}"
     window = windows.pop() if windows else None
     if window is not None and any(seen.window is None and length > window for length, seen in longer):
-        return "its window changes with the length"
+        return "the window of the mask changes with the length"
     return Visible(longer[0][1].causal, window, all(seen.zero for _, seen in longer))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from irx.analysis.structure import between, extract
+from irx.errors import IRXError
 from irx.ir.dims import SymDim, names
 from irx.ir.graph import Graph, Literal, Node, Value, Weight
 from irx.ir.opdef import Array, Attr
@@ -100,6 +101,22 @@ def _names(items: Iterable[Any]) -> set[str]:
         elif isinstance(item, KVType) and item.capacity is not None:
             found |= names(item.capacity)
     return found
+
+
+FAILS = (IRXError, IndexError, ValueError, ArithmeticError)
+"""What evaluating a value raises where a size is too large for a table of the model."""
+
+
+def largest_working(compute: Callable[[int], object], low: int, high: int) -> int:
+    """The largest size from `low`, which works, to `high` at which `compute` does not raise."""
+    while low < high:
+        middle = (low + high + 1) // 2
+        try:
+            compute(middle)
+            low = middle
+        except FAILS:
+            high = middle - 1
+    return low
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ class _Site:
         self.causal = self.causal or seen.causal
         widths = [w for w in (self.window, seen.window) if w is not None]
         self.window = min(widths) if widths else None
-        self.found.append(_describe(seen))
+        self.found.append(str(seen))
 
 
 def _classify(graph: Graph, node: Node, known: Masks, ctx: Context) -> Report:
@@ -155,12 +155,6 @@ def _trimmed(operands: Sequence[Value | None]) -> Sequence[Value | None]:
     """`operands` without absent ones at the end."""
     last = max(i for i, v in enumerate(operands) if v is not None)
     return operands[: last + 1]
-
-
-def _describe(seen: Visible) -> str:
-    if seen.window is not None:
-        return f"sliding window of {seen.window}"
-    return "causal" if seen.causal else "full"
 
 
 def _conjuncts(mask: Value, free: ValueFree, b: Recorder) -> Iterator[Value]:

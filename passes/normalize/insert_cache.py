@@ -31,13 +31,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from irx.analysis.values import Prober, ValueFree
-from irx.errors import TypeRuleError
+from irx.errors import TypeRuleError, UnboundWeight
 from irx.ir.dims import Range
-from irx.ir.graph import Graph, Value
+from irx.ir.graph import Builder, Graph, Loc, Value
 from irx.ir.program import Program
 from irx.ir.weights import Weights
 from irx.passes.normalize.caching.check import CacheCheck, site_error
 from irx.passes.normalize.caching.frontier import Frontier
+from irx.passes.normalize.caching.positions import with_stored_tables
 from irx.passes.normalize.caching.rebuild import Rebuild
 from irx.passes.normalize.caching.refusal import NotCacheable
 from irx.passes.normalize.caching.roles import Roles, find_roles
@@ -68,6 +69,8 @@ class InsertCache(Pass):
             return _Conversion(program, ctx, forward).run()
         except NotCacheable as error:
             return Report(near_misses=[NearMiss("forward", error.loc, error.reason)])
+        except UnboundWeight as error:
+            return Report(near_misses=[NearMiss("forward", Loc(), f"{error.what}, and positions depend on it")])
 
 
 @dataclass
@@ -80,7 +83,7 @@ class _Conversion:
 
     def run(self) -> Report:
         weights = self.program.weights.copy()
-        source, roles = self._without_masks()
+        source, roles = self._unpadded()
         classify_masks(source, self.program, self.ctx)
         made = self._rebuild(source, roles, weights)
         encode, prefill = made.encode(), made.prefill
@@ -95,18 +98,21 @@ class _Conversion:
         ]
         return Report(sites)
 
-    def _without_masks(self) -> tuple[Graph, Roles]:
-        """A copy of `forward` that gives the logits only, with ones for the decoder's masks."""
+    def _unpadded(self) -> tuple[Graph, Roles]:
+        """A copy of `forward` that gives the logits only, of unpadded tokens: masks of ones, positions from 0."""
         source = self.forward.clone()
         roles = find_roles(source, self.program.meta)
         logits = dict(zip(source.output_names, source.outputs, strict=True))[roles.logits]
         source.set_outputs({roles.logits: logits})
+        b = Builder(source, before=next(source.nodes))
         for mask in roles.masks:
-            first = next(source.nodes)
-            value: Any = True if mask.dtype == "bool" else 1
-            ones = source.add("full", [], {"shape": mask.shape, "value": value, "dtype": mask.dtype}, before=first)
-            source.replace(mask, ones.output)
+            ones: Any = True if mask.dtype == "bool" else 1
+            source.replace(mask, b("full", shape=mask.shape, value=ones, dtype=mask.dtype))
             source.inputs.remove(mask)
+        for given in roles.positions:
+            counted = b("arange", stop=roles.length, dtype=given.dtype)
+            source.replace(given, b("expand", b("reshape", counted, shape=(1, roles.length)), shape=given.shape))
+            source.inputs.remove(given)
         erase_unused(source, list(source.reversed_nodes))
         return source, roles
 
@@ -128,9 +134,9 @@ class _Conversion:
 
     def _check(self, made: Rebuild, roles: Roles, encode: Graph | None, decode: Graph) -> dict[str, float]:
         """The error by signature of the site, or of the whole under the empty one. Raises NotCacheable."""
-        check = CacheCheck(
-            self.ctx.evaluate, made.weights, self.program.sizes, roles, self.forward, encode, made.prefill, decode
-        )
+        stored = with_stored_tables(made.source, made.positions)
+        graphs = (self.forward, stored, encode, made.prefill, decode)
+        check = CacheCheck(self.ctx.evaluate, made.weights, self.program.sizes, roles, *graphs)
         mixing = mixing_nodes(made.prefill, roles.batch, roles.length)
         whole = check.whole(made.frontier.longest)
         if whole is None and mixing:

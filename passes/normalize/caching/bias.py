@@ -26,6 +26,7 @@ def distance_table(site: Node, bias: Value, frontier: Frontier, weights: Weights
     """The table of the value-free `bias` of an attention node, None where it adds nothing. Raises NotCacheable."""
     heads = site.output.shape[1]
     assert isinstance(heads, int), "the heads of a cached site are a number"
+    frontier.shorten(lambda length: _rows(bias, [length - 1], length, heads, frontier))
     longest = frontier.longest
     table = _distances(_rows(bias, [longest - 1], longest, heads, frontier), longest - 1)
     lengths = sorted({5, 12, 40, *(c + 7 for c in integers_in(bias) if c > 1), longest})

@@ -7,14 +7,13 @@ lengths, the longest one included: row s must not change when the sequence grows
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias, cast
 
 import numpy as np
 
-from irx.analysis.values import Prober, ValueFree, integers_in, size_names
-from irx.errors import IRXError
+from irx.analysis.values import FAILS, Prober, ValueFree, integers_in, largest_working, size_names
 from irx.ir.dims import Dim, Range, SymDim, names
 from irx.ir.graph import Node, Value
 from irx.ir.opdef import Array
@@ -56,7 +55,6 @@ class Rows:
 
 
 Kind: TypeAlias = Constant | Counting | Lookup | Rows
-_Fails = (IRXError, IndexError, ValueError, ArithmeticError)
 
 
 @dataclass
@@ -140,19 +138,15 @@ class Frontier:
 
     def _fitting(self, value: Value, axis: int, works: int) -> Array:
         """The value at the longest length at which it can be evaluated, which `longest` becomes."""
+        self.shorten(lambda length: self._at(value, axis, length), works)
+        return self._at(value, axis, self.longest)
+
+    def shorten(self, compute: Callable[[int], object], works: int = 1) -> None:
+        """Lower `longest` to the longest length at which `compute` does not raise."""
         try:
-            return self._at(value, axis, self.longest)
-        except _Fails:
-            low, high = works, self.longest
-        while high - low > 1:
-            middle = (low + high) // 2
-            try:
-                self._at(value, axis, middle)
-                low = middle
-            except _Fails:
-                high = middle
-        self.longest = low
-        return self._at(value, axis, low)
+            compute(self.longest)
+        except FAILS:
+            self.longest = largest_working(compute, works, self.longest - 1)
 
     def _at(self, value: Value, axis: int, length: int) -> Array:
         width = 1

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 
 from irx.analysis.structure import between
 from irx.ir.dims import Dim
-from irx.ir.graph import Builder, Graph, Node, Value
+from irx.ir.graph import Builder, Graph, Node, Value, Weight
 from irx.ir.types import numpy_dtype
 from irx.ir.weights import Weights
 from irx.passes.normalize.caching.frontier import Constant, Counting, Frontier, Lookup, Rows
@@ -40,8 +40,10 @@ class Positions:
     pos: Value
     frontier: Frontier
     weights: Weights
+    stored: dict[Value, tuple[Rows, Weight]] = field(default_factory=dict)  # values that are new constants now
     _copies: dict[Value, Value] = field(default_factory=dict)
     _made: dict[Hashable, Value] = field(default_factory=dict)
+    _tables: dict[Hashable, Weight] = field(default_factory=dict)
 
     def operand(self, value: Value, consumer: Node) -> Value:
         """What stands for the value-free `value` as an operand of the copy of `consumer`. Raises NotCacheable."""
@@ -50,12 +52,6 @@ class Positions:
             return self.copy(value)
         rank = _rank_for(value, consumer, self.frontier.batch)
         return self._once((value, rank), consumer, lambda b: self._arranged(b, value, kind, rank))
-
-    def given(self, value: Value) -> Value:
-        """What stands for an input of positions, [B, S] or [1, S]."""
-        b = Builder(self.target)
-        index = self._index(b, 0)
-        return index if index.dtype == value.dtype else b("cast", index, dtype=value.dtype)
 
     def copy(self, value: Value) -> Value:
         """A copy of `value` and all it is computed from."""
@@ -104,15 +100,47 @@ class Positions:
         array = kind.rows[: self.frontier.longest].astype(numpy_dtype(value.dtype))
         array = array.reshape(len(array), -1)
         key = (value.dtype, array.shape, hashlib.sha256(array.tobytes()).digest())
-        if key not in self._made:
-            self._made[key] = self.weights.add_array(f"positions.{value.name}", array)
-        return self._made[key]
+        if key not in self._tables:
+            self._tables[key] = self.weights.add_array(f"positions.{value.name}", array)
+        self.stored[value] = kind, self._tables[key]
+        return self._tables[key]
 
     def _index(self, b: Builder, start: int) -> Value:
         clamped = self._made.get("clamped")
         if clamped is None:
             clamped = self._made["clamped"] = b("maximum", self.pos, 0)
         return b("add", clamped, start) if start else clamped
+
+
+def with_stored_tables(source: Graph, positions: Positions) -> Graph | None:
+    """The source with rows of the new tables in place of what they hold; None where there are no tables.
+
+    A constant is stored in its dtype, so it is rounded where the oracle computes on in float64. Against this graph a
+    conversion has to be exact.
+    """
+    if not positions.stored:
+        return None
+    copy = source.clone()
+    mapping = dict(zip(_values(source), _values(copy), strict=True))
+    for value, (kind, table) in positions.stored.items():
+        old = mapping[value]
+        copy.replace(old, _stored_rows(copy, old, kind, table, positions.frontier))
+    return copy
+
+
+def _values(graph: Graph) -> list[Value]:
+    return [value for node in graph.nodes for value in node.outputs]
+
+
+def _stored_rows(graph: Graph, value: Value, kind: Rows, table: Weight, frontier: Frontier) -> Value:
+    b = Builder(graph, before=value.producer)
+    rows = b("embedding", b("arange", stop=frontier.length), table)
+    shape: list[Dim] = [1 if dim == frontier.batch else dim for dim in value.shape]
+    rest = [dim for axis, dim in enumerate(shape) if axis != kind.axis]
+    rows = _reshaped(b, rows, [frontier.length, *rest])
+    order = [*range(1, kind.axis + 1), 0, *range(kind.axis + 1, len(shape))]
+    rows = rows if kind.axis == 0 else b("permute", rows, order=tuple(order))
+    return rows if rows.shape == value.shape else b("expand", rows, shape=value.shape)
 
 
 def _reshaped(b: Builder, value: Value, shape: list[Dim]) -> Value:

@@ -44,7 +44,8 @@ class CachedSite:
 
 @dataclass
 class Rebuild:
-    """The conversion of one graph; `source` has no decoder masks any more. Raises NotCacheable in all methods."""
+    """The conversion of one graph; `source` takes no masks and positions of the decoder. All methods raise
+    NotCacheable."""
 
     source: Graph
     roles: Roles
@@ -65,9 +66,7 @@ class Rebuild:
         pos = self.prefill.add_input("pos", TensorType((roles.batch, roles.length), "i64"))
         self.positions = Positions(self.prefill, pos, self.frontier, self.weights)
         self._mapping[roles.tokens] = tokens
-        for value in roles.positions:
-            self._mapping[value] = self.positions.given(value)
-        self._dependent = dependent(self.source, [roles.tokens, *roles.positions])
+        self._dependent = dependent(self.source, [roles.tokens])
         logits = dict(zip(self.source.output_names, self.source.outputs, strict=True))[roles.logits]
         needed = set(between([logits], ()))
         for node in self.source.nodes:
