@@ -6,7 +6,7 @@ from pathlib import Path
 
 import irx.ops  # noqa: F401  (declares the operations that a text may name)
 from irx.errors import ModelNotFound
-from irx.ir.parser import parse
+from irx.ir.parser import parse as parse  # also the public name: unlike the parser itself, it knows the ops
 from irx.ir.program import Program
 
 SUFFIX = ".irx"

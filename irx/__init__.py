@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from irx.api import compile as compile
     from irx.api import load as load
     from irx.errors import IRXError as IRXError
-    from irx.ir.parser import parse as parse
+    from irx.frontends.text import parse as parse
     from irx.passes import passes as passes
     from irx.runtime.executable import Executable as Executable
     from irx.target import Target as Target
@@ -28,7 +28,7 @@ _PUBLIC = {
     "compile": "irx.api",
     "devices": "irx.target",
     "load": "irx.api",
-    "parse": "irx.ir.parser",
+    "parse": "irx.frontends.text",
     "passes": "irx.passes",
 }
 

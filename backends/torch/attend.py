@@ -5,8 +5,6 @@ Query heads that share a KV head are computed together, so keys and values are n
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -85,4 +83,4 @@ def visible(queries: Tensor, keys: Tensor, causal: bool, window: int | None) -> 
         return (keys <= queries) & (queries - keys < window)
     if causal:
         return keys <= queries
-    return cast(Tensor, queries - keys < (2**62 if window is None else window))
+    return queries - keys < (2**62 if window is None else window)

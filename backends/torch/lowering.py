@@ -43,6 +43,7 @@ class Instruction:
         attrs = {name: resolve(value, sizes) for name, value in self.attrs.items()}
         return self.function(**attrs) if self.is_maker else partial(self.function, **attrs)
 
+
 @dataclass
 class Lowered:
     """The instructions of a graph, and what its registers start with."""
@@ -78,7 +79,7 @@ class _Lowering:
     def _node(self, node: Node) -> None:
         sources = self._sources(node)
         if node.op.name == "torch.call":
-            attrs = {**node.attrs, "device": self.device}
+            attrs: dict[str, Any] = {**node.attrs, "device": self.device}
             random = is_random(str(node.attrs["target"]))
             self._add(node, bind_call, attrs, sources, is_maker=True, least=VARIABLE if random else CONSTANT)
             return
@@ -87,10 +88,10 @@ class _Lowering:
             function = kernels.find(node.op.name)
             self._add(node, function, self._attributes(function, node.attrs), sources)
             return
-        attrs = node.op.complete(node.attrs)
-        prepared = self._shared(split.prepare, attrs, tuple(sources[i] for i in split.takes))
+        complete: dict[str, Any] = node.op.complete(node.attrs)
+        prepared = self._shared(split.prepare, complete, tuple(sources[i] for i in split.takes))
         rest = tuple(s for i, s in enumerate(sources) if i not in split.takes)
-        self._add(node, split.rest, {name: attrs[name] for name in split.keeps}, (*rest, prepared))
+        self._add(node, split.rest, {name: complete[name] for name in split.keeps}, (*rest, prepared))
 
     def _sources(self, node: Node) -> tuple[int, ...]:
         only_literals = all(value is None or isinstance(value, Literal) for value in node.inputs)

@@ -130,7 +130,9 @@ def _steps(running: Sequence[Instruction], bindings: Bindings, droppable: set[in
     for instruction in reversed(running):
         last = droppable.intersection(instruction.sources + instruction.targets) - alive
         alive |= last
-        steps.append((instruction.bind(bindings), _reader(instruction.sources), place(instruction.targets), tuple(last)))
+        steps.append(
+            (instruction.bind(bindings), _reader(instruction.sources), place(instruction.targets), tuple(last))
+        )
     return steps[::-1]
 
 

@@ -25,7 +25,9 @@ class Arguments:
     `arguments` (plain values that were fixed at capture).
     """
 
-    def __init__(self, inputs: Sequence[Value], meta: Mapping[str, Any], sizes: Mapping[str, Range], device: str) -> None:
+    def __init__(
+        self, inputs: Sequence[Value], meta: Mapping[str, Any], sizes: Mapping[str, Range], device: str
+    ) -> None:
         self.inputs = {value.name: value for value in inputs}
         self.roles = {item["name"]: item["role"] for item in meta.get("inputs", ())}
         self.parameters = list(meta.get("parameters", ()))
@@ -89,7 +91,9 @@ class Arguments:
         filling = _FILLED.get(self.roles.get(value.name, ""))
         like = next((t for name, t in tensors.items() if self.inputs[name].shape[:2] == value.shape), None)
         if filling is None or like is None:
-            raise InputMismatch(f"input {value.name!r}: {value.type} is missing", fix=f"inputs: {', '.join(self.inputs)}")
+            raise InputMismatch(
+                f"input {value.name!r}: {value.type} is missing", fix=f"inputs: {', '.join(self.inputs)}"
+            )
         return torch.full(like.shape[:2], filling, dtype=TORCH[value.dtype], device=self.device)
 
     def _fitting(self, value: Value, found: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ def _given(value: Value, array: Array | KVArrays, device: torch.device) -> Any:
     if isinstance(value.type, KVType):
         assert isinstance(array, KVArrays)
         return empty_state(value.type, len(array.k), device)
+    assert not isinstance(array, KVArrays)
     return from_numpy(array).to(device, copy=True)  # what is broadcast or read-only becomes an ordinary tensor
 
 

@@ -91,7 +91,9 @@ def restore(artifact: Artifact, load_kernel: LoadKernel) -> Compiled:
         )
         made.bind()
     except (KeyError, TypeError) as error:
-        raise DamagedArtifact(f"the artifact's parts do not fit together: {error}", fix="compile and save it again") from error
+        raise DamagedArtifact(
+            f"the artifact's parts do not fit together: {error}", fix="compile and save it again"
+        ) from error
     return made
 
 

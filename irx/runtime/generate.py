@@ -18,8 +18,11 @@ Stream: TypeAlias = Callable[[Tensor], object]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn: `temperature` 0 takes the most likely one, `top_k` and `top_p` restrict the draw to the most
-    likely tokens, and the same `seed` gives the same draws."""
+    """How tokens are drawn.
+
+    `temperature` 0 takes the most likely one, `top_k` and `top_p` restrict the draw to the most likely tokens, and the
+    same `seed` gives the same draws.
+    """
 
     temperature: float = 0.0
     top_k: int | None = None

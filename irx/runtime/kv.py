@@ -34,6 +34,7 @@ class Step:
 
     @property
     def end(self) -> int:
+        """Tokens of the longest row after the call."""
         return max(self.lengths)
 
     @property
@@ -43,7 +44,7 @@ class Step:
 
 
 def step_of(lengths: Sequence[int], positions: Sequence[Sequence[int]]) -> Step | None:
-    """The step that puts `positions` (-1: padding) after rows of `lengths` tokens; None where that would leave holes."""
+    """The step that puts `positions` (-1: padding) after rows of `lengths` tokens; None where it would leave holes."""
     after: list[int] = []
     for length, row in zip(lengths, positions, strict=True):
         new = [p for p in row if p >= 0]
@@ -68,6 +69,7 @@ class KVState:
 
     @property
     def capacity(self) -> int:
+        """Slots that are allocated."""
         return self.k.shape[2]
 
     @property

@@ -16,7 +16,9 @@ def sample(
     """
     if temperature == 0:
         return logits.argmax(1)
-    probability, order = torch.sort(torch.softmax(logits.double() / temperature, 1), dim=1, descending=True, stable=True)
+    probability, order = torch.sort(
+        torch.softmax(logits.double() / temperature, 1), dim=1, descending=True, stable=True
+    )
     kept = probability[:, :top_k]
     kept = kept / kept.sum(1, keepdim=True)
     total = kept.cumsum(1)

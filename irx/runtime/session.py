@@ -1,10 +1,10 @@
 """A conversation with a language model: the tokens so far, kept as keys and values.
 
-    session = executable.session(batch=2)
-    logits = session.append(prompt_ids, attention_mask)     # any number of tokens: a prompt, a chunk of one, a single step
-    logits = session.append(next_ids)
-    other = session.fork()                                   # go on in two ways
-    session.truncate(16)                                     # take back all but the first 16 tokens
+session = executable.session(batch=2)
+logits = session.append(prompt_ids, attention_mask)     # any number of tokens: a prompt, a chunk of one, a single step
+logits = session.append(next_ids)
+other = session.fork()                                   # go on in two ways
+session.truncate(16)                                     # take back all but the first 16 tokens
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Session:
 
     @property
     def batch(self) -> int:
+        """Rows."""
         return len(self._lengths)
 
     @property
@@ -51,7 +52,7 @@ class Session:
         return max(self._lengths)
 
     def append(self, ids: Tensor, attention_mask: Tensor | None = None, *, logits_to_keep: int = 1) -> Tensor:
-        """Add tokens i64 [B, S] to every row and give logits [B, keep, V] of the last `logits_to_keep`, 0 meaning all S.
+        """Add tokens i64 [B, S]; gives logits [B, keep, V] of the last `logits_to_keep` tokens, of all S for 0.
 
         `attention_mask` [B, S] is 1 for tokens and 0 for padding, on one side of each row; the last token of a padded
         row is its last real one. Raises InputMismatch, EmptyPrompt, MaskError, and PromptTooLong where a row would

@@ -28,8 +28,10 @@ class WeightStore:
         self._numbers: dict[Hashable, int] = {}
 
     def read(self, name: str) -> Stored:
-        """A weight that is only needed now, to compute others from it. A packed one is not kept; what is made of a plain
-        one is often a view of it."""
+        """A weight that is only needed now, to compute others from it.
+
+        A packed one is not kept; a plain one is, as what is made of it is often a view.
+        """
         found = self._weights.get(name)
         placed = self._placed(name) if found is None else found
         return placed if isinstance(placed, Packed) else self._weights.setdefault(name, placed)
@@ -57,7 +59,10 @@ class WeightStore:
     @property
     def bytes(self) -> int:
         """Bytes of everything that is kept, counting shared memory once."""
-        storages = {storage.data_ptr(): storage.nbytes() for storage in map(_storage, _tensors([*self._weights.values(), *self._derived.values()]))}
+        storages = {
+            storage.data_ptr(): storage.nbytes()
+            for storage in map(_storage, _tensors([*self._weights.values(), *self._derived.values()]))
+        }
         return sum(storages.values())
 
     def _placed(self, name: str) -> Stored:

@@ -37,7 +37,7 @@ class Packed:
 
 
 def from_numpy(array: Array) -> torch.Tensor:
-    """The array as a tensor over the same memory where it is contiguous, bf16 and fp8 included; not to be written to."""
+    """The array as a tensor, over the same memory where it is contiguous; bf16 and fp8 too. Not to be written to."""
     shape, dtype = array.shape, TORCH[dtype_of(array.dtype)]
     array = np.ascontiguousarray(array)  # makes scalars one-dimensional
     plain = array.view({1: np.uint8, 2: np.int16}[array.itemsize]) if array.dtype.kind == "V" else array

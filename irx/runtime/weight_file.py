@@ -48,6 +48,7 @@ class StoredArray:
 
     @property
     def bytes(self) -> int:
+        """Bytes in the file."""
         return prod(self.shape) * numpy_dtype(self.dtype).itemsize
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -47,9 +49,9 @@ def attention_stats(
     seen = visible(places, torch.arange(k.shape[2], device=q.device), causal, None)
     p = torch.exp(logits_of(q[:, :, first:], k, scale, None) - lse[:, :, first:, None]) * seen
     per_head = p.sum(2) if reduce == "sum" else p.amax(2)
-    per_group = per_head.unflatten(1, (k.shape[1], -1))
-    over = {"sum": torch.sum, "mean": torch.mean, "max": torch.amax}[group]
-    return over(per_group, 2).float(), seen.sum(0)
+    per_group = per_head.reshape(len(k), k.shape[1], -1, k.shape[2])
+    over: dict[str, Callable[[Tensor, int], Tensor]] = {"sum": torch.sum, "mean": torch.mean, "max": torch.amax}
+    return over[group](per_group, 2).float(), seen.sum(0)
 
 
 def _seen(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, window: int | None) -> Tensor | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import operator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -57,11 +55,11 @@ def _tensors(x: Operand, y: Operand) -> tuple[Tensor, Tensor]:
 
 
 def eq(x: Operand, y: Operand) -> Operand:
-    return operator.eq(x, y)
+    return x == y
 
 
 def ne(x: Operand, y: Operand) -> Operand:
-    return operator.ne(x, y)
+    return x != y
 
 
 def lt(x: Operand, y: Operand) -> Operand:

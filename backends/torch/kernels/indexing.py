@@ -12,7 +12,8 @@ def take(x: Tensor, index: Tensor | int, *, axis: int) -> Tensor:
     if not isinstance(index, Tensor):
         return x.select(axis, index)
     places: list[Tensor | None] = [*[None] * (axis % x.dim()), index]
-    return torch.ops.aten.index.Tensor(x, places)
+    found: Tensor = torch.ops.aten.index.Tensor(x, places)
+    return found
 
 
 def gather(x: Tensor, index: Tensor, *, axis: int) -> Tensor:

@@ -27,9 +27,13 @@ def _rotate(x: Tensor, rotation: tuple[Tensor, Tensor], *, style: str) -> Tensor
     cos, sin = rotation
     size = cos.shape[-1]
     turned = x if size == x.shape[-1] else x[..., :size]
-    partner = turned.unflatten(-1, (-1, 2)).flip(-1).flatten(-2) if style == "interleaved" else _halves(turned)
+    partner = _neighbours(turned) if style == "interleaved" else _halves(turned)
     result = torch.addcmul(turned * cos, partner, sin).to(x.dtype)
     return result if turned is x else torch.cat((result, x[..., size:]), -1)
+
+
+def _neighbours(x: Tensor) -> Tensor:
+    return x.reshape(*x.shape[:-1], -1, 2).flip(-1).flatten(-2)
 
 
 def _halves(x: Tensor) -> Tensor:

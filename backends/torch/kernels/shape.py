@@ -24,7 +24,8 @@ def expand(x: Tensor, *, shape: tuple[int, ...]) -> Tensor:
 
 
 def slice_(x: Tensor, *, axis: int, start: int = 0, stop: int | None = None, step: int = 1) -> Tensor:
-    return torch.ops.aten.slice.Tensor(x, axis, start, stop, step)
+    part: Tensor = torch.ops.aten.slice.Tensor(x, axis, start, stop, step)
+    return part
 
 
 def concat(*xs: Tensor, axis: int) -> Tensor:

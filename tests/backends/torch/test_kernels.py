@@ -56,7 +56,7 @@ def _exact(value: Any) -> Any:
 
 
 def _format(case: Case) -> dict[str, str]:
-    return {"format": spec.format for spec in case.operands if isinstance(spec, PackedSpec)}
+    return {"format": case.operands[0].format} if case.op == "dequantize" else {}
 
 
 def _compare(result: Any, wanted: Any, type: Any, tolerance: float) -> None:
