@@ -1,7 +1,7 @@
 """Say where two programs first differ, and how their ledgers do.
 
-Each side is a program in text form or a saved artifact. Names of values and locations do not count; types, operations,
-attributes, and the order of nodes do. The status is 1 when the programs differ.
+Each side is a program in text form or a saved artifact. Names of values, locations and the order of independent nodes
+do not count; types, operations and attributes do. The status is 1 when the programs differ.
 
 examples:
   irx diff before.irx after.irx
