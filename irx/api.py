@@ -76,7 +76,10 @@ def load(path: str | Path) -> Executable:
 
     Raises ModelNotFound, DamagedArtifact, ArtifactVersionMismatch, MissingFeature.
     """
-    return Executable(restore(artifact.load(path), load_kernel))
+    found = artifact.load(path)
+    compiled = restore(found, load_kernel)
+    found.verify()
+    return Executable(compiled)
 
 
 # --- the steps ------------------------------------------------------------------------------------------------------

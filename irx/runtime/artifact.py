@@ -8,7 +8,8 @@
 
 An artifact is written beside the old one and renamed when it is complete; the old one is kept, as `<name>.previous`,
 until the new one is in its place, and is found there if the process died in between. Loading checks every file against
-the manifest before anything is used. Nothing is pickled, and nothing that was read is ever executed as Python.
+the manifest before anything runs; the hash of the weights is computed in the background meanwhile. Nothing is pickled,
+and nothing that was read is ever executed as Python.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from irx.errors import ArtifactVersionMismatch, DamagedArtifact, ModelNotFound
@@ -41,7 +43,8 @@ _TOKENIZER = "tokenizer.json"
 class Artifact:
     """What an artifact holds: texts as they stand in the files, kernels by graph and file name, weights by name.
 
-    `facts` is plain JSON data about how it was made: versions, device, backend, pipeline.
+    `facts` is plain JSON data about how it was made: target, backends, pipeline, what is known about the model. The
+    weights must not be computed with before `verify` has returned.
     """
 
     facts: dict[str, Any]
@@ -50,6 +53,11 @@ class Artifact:
     tokenizer: str | None
     kernels: dict[str, dict[str, bytes]]
     weights: Mapping[str, torch.Tensor]
+    checking: Future[None]
+
+    def verify(self) -> None:
+        """Wait until the weights are checked. Raises DamagedArtifact."""
+        self.checking.result()
 
 
 def save(
@@ -84,15 +92,18 @@ def save(
 
 
 def load(path: str | Path) -> Artifact:
-    """Read and check an artifact; its weights are memory-mapped.
+    """Read an artifact and check all of it but the weights' hash; see `Artifact.verify`. Weights are memory-mapped.
 
     Raises ModelNotFound, DamagedArtifact, or ArtifactVersionMismatch for one written in another format.
     """
     folder = _find(Path(path))
     manifest = _read_manifest(folder)
-    _check_files(folder, manifest["files"])
+    files = manifest["files"]
+    _check_sizes(folder, files)
+    checking = _in_background(_check_hashes, folder, {_WEIGHTS: files[_WEIGHTS]})
+    _check_hashes(folder, {name: known for name, known in files.items() if name != _WEIGHTS})
     kernels: dict[str, dict[str, bytes]] = {}
-    for name in manifest["files"]:
+    for name in files:
         parts = name.split("/")
         if parts[0] == "kernels":
             kernels.setdefault(parts[1], {})[parts[2]] = (folder / name).read_bytes()
@@ -101,9 +112,10 @@ def load(path: str | Path) -> Artifact:
         facts=manifest["facts"],
         program=(folder / _PROGRAM).read_text(encoding="utf-8"),
         ledger=(folder / _LEDGER).read_text(encoding="utf-8"),
-        tokenizer=tokenizer.read_text(encoding="utf-8") if _TOKENIZER in manifest["files"] else None,
+        tokenizer=tokenizer.read_text(encoding="utf-8") if _TOKENIZER in files else None,
         kernels=kernels,
         weights=_map_weights(folder / _WEIGHTS),
+        checking=checking,
     )
 
 
@@ -177,19 +189,33 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return {"facts": facts, "files": known}
 
 
-def _check_files(folder: Path, files: Mapping[str, tuple[int, str]]) -> None:
-    """Compare sizes, then hashes; hashing runs in threads, as it releases the interpreter."""
+def _check_sizes(folder: Path, files: Mapping[str, tuple[int, str]]) -> None:
     for name, (size, _) in files.items():
         found = folder / name
         if not found.is_file():
             raise _damaged("the file is missing", found)
         if found.stat().st_size != size:
             raise _damaged(f"the file has {found.stat().st_size} bytes instead of {size}", found)
-    with ThreadPoolExecutor() as pool:
-        digests = pool.map(lambda name: _digest(folder / name), files)
-        for (name, (_, expected)), digest in zip(files.items(), digests, strict=True):
-            if digest != expected:
-                raise _damaged("the file was altered: its sha256 is not the manifest's", folder / name)
+
+
+def _check_hashes(folder: Path, files: Mapping[str, tuple[int, str]]) -> None:
+    for name, (_, expected) in files.items():
+        if _digest(folder / name) != expected:
+            raise _damaged("the file was altered: its sha256 is not the manifest's", folder / name)
+
+
+def _in_background(check: Callable[..., None], *args: Any) -> Future[None]:
+    """Run a check in a thread of its own; hashing releases the interpreter."""
+    future: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(check(*args))
+        except Exception as error:
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return future
 
 
 def _map_weights(path: Path) -> Mapping[str, torch.Tensor]:

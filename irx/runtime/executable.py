@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import RLock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import WeakSet
 
 import torch
@@ -25,6 +25,8 @@ from irx.runtime.session import Session
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+Ids: TypeAlias = Tensor | Sequence[Sequence[int]]
 
 
 class Executable:
@@ -69,7 +71,7 @@ class Executable:
 
     def generate(
         self,
-        input_ids: Tensor | None = None,
+        input_ids: Ids | None = None,
         *,
         max_new_tokens: int,
         attention_mask: Tensor | None = None,
@@ -81,11 +83,12 @@ class Executable:
         pad_token_id: int | None = None,
         session: Session | None = None,
         stream: Stream | None = None,
-        decoder_input_ids: Tensor | None = None,
+        decoder_input_ids: Ids | None = None,
         **encoder_inputs: Tensor,
     ) -> Tensor:
         """The prompt i64 [B, T] and up to `max_new_tokens` new tokens, rows that ended filled with the pad token.
 
+        Ids may be given as lists, one for each row and all of one length.
         Temperature 0 takes the most likely token; else `top_k`, `top_p` and `seed` say how tokens are drawn.
         `eos_token_id` None never stops, "model" uses the model's own. `attention_mask` marks padding, `session` is
         continued and afterwards holds what was generated, `stream` is called with the tokens [B] of every step. With an
@@ -94,6 +97,7 @@ class Executable:
         Raises EmptyPrompt, MaskError, PromptTooLong, BatchTooLarge, BadOption, UnsupportedArgument.
         """
         decoder = self._language_model()
+        input_ids, decoder_input_ids = self._tensor(input_ids), self._tensor(decoder_input_ids)
         prompt, mask = input_ids, attention_mask
         if decoder.encode is not None:
             given = {"input_ids": input_ids, "attention_mask": attention_mask, **encoder_inputs}
@@ -213,6 +217,16 @@ class Executable:
             raise InputMismatch("generate needs the encoder's inputs")
         batch = len(next(iter(encoder_inputs.values())))
         return torch.full((batch, 1), int(start), dtype=torch.int64, device=self.device)
+
+    def _tensor(self, ids: Ids | None) -> Tensor | None:
+        """Ids as a tensor."""
+        if ids is None or isinstance(ids, Tensor):
+            return ids
+        try:
+            return torch.tensor(ids, dtype=torch.int64, device=self.device)
+        except (TypeError, ValueError) as error:
+            fix = "pad the rows and say so in attention_mask"
+            raise InputMismatch("ids are no rows of token numbers, all of one length", fix=fix) from error
 
     def _prompt(self, ids: Tensor | None) -> Tensor:
         if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
