@@ -1,6 +1,6 @@
 """Compile any PyTorch module: trace it once, then call it at shapes it has not seen.
 
-    python examples/any_module.py
+python examples/any_module.py
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Block(torch.nn.Module):
         self.norm = torch.nn.LayerNorm(width)
         self.qkv = torch.nn.Linear(width, 3 * width)
         self.out = torch.nn.Linear(width, width)
-        self.mlp = torch.nn.Sequential(torch.nn.Linear(width, 4 * width), torch.nn.GELU(), torch.nn.Linear(4 * width, width))
+        self.up, self.down = torch.nn.Linear(width, 4 * width), torch.nn.Linear(4 * width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: float [batch, length, width]; the same shape comes back."""
@@ -27,7 +27,7 @@ class Block(torch.nn.Module):
         q, k, v = self.qkv(self.norm(x)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         y = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(y.transpose(1, 2).reshape(batch, length, width))
-        return x + self.mlp(x)
+        return x + self.down(torch.nn.functional.gelu(self.up(x)))
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Sessions own a cache: append text in chunks, fork a shared prefix, take tokens back.
 
-    python examples/sessions.py
+python examples/sessions.py
 """
 
 from __future__ import annotations

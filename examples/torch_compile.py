@@ -1,6 +1,6 @@
 """Use IRX as a torch.compile backend: one word, no change to the model.
 
-    python examples/torch_compile.py
+python examples/torch_compile.py
 """
 
 from __future__ import annotations

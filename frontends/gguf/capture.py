@@ -20,6 +20,7 @@ from irx.frontends.gguf.architectures import stored_weights
 from irx.frontends.gguf.program import bind_program
 from irx.frontends.gguf.reader import GgufFile
 from irx.frontends.gguf.tokenizer import build_tokenizer
+from irx.ir.dims import evaluate
 from irx.ir.opdef import Array
 from irx.ir.parser import parse
 from irx.ir.printer import print_program
@@ -77,7 +78,8 @@ def _restored(file: GgufFile, parts: dict[str, bytes]) -> Program:
         name = entry.weight.name
         constant = parts.get(f"{_CONSTANT}{name}")
         if constant is not None:
-            array = np.frombuffer(constant, numpy_dtype(entry.weight.dtype)).reshape(entry.weight.shape)
+            shape = [evaluate(size, {}) for size in entry.weight.shape]
+            array = np.frombuffer(constant, numpy_dtype(entry.weight.dtype)).reshape(shape)
             program.weights.bind(name, _keep(array))
         elif name in stored:
             program.weights.bind(name, stored[name].load)

@@ -15,7 +15,7 @@ import torch
 Step = Callable[[], object]
 
 
-def eager_step(model: torch.nn.Module, context: torch.Tensor) -> Step:
+def eager_step(model: Any, context: torch.Tensor) -> Step:
     """A decode step of a transformers model after `context` (ids [B, T]); every call does the same step again."""
     from transformers import DynamicCache
 
@@ -32,15 +32,15 @@ def eager_step(model: torch.nn.Module, context: torch.Tensor) -> Step:
     return step
 
 
-def inductor_step(model: torch.nn.Module, context: torch.Tensor) -> Step:
+def inductor_step(model: Any, context: torch.Tensor) -> Step:
     """As `eager_step`, through `torch.compile` with a static cache of the next multiple of 128 tokens."""
     from transformers import StaticCache
 
     token = context[:, -1:]
     length = context.shape[1]
-    cache = StaticCache(config=model.config, max_cache_len=(length // 128 + 1) * 128)
+    cache: Any = StaticCache(config=model.config, max_cache_len=(length // 128 + 1) * 128)
     _prefill(model, context, cache)
-    compiled = torch.compile(model.forward)
+    compiled: Any = torch.compile(model.forward)
 
     @torch.no_grad()
     def step() -> object:
@@ -59,5 +59,5 @@ def inductor_missing() -> str | None:
 
 
 @torch.no_grad()
-def _prefill(model: torch.nn.Module, context: torch.Tensor, cache: Any) -> None:
+def _prefill(model: Any, context: torch.Tensor, cache: Any) -> None:
     model(input_ids=context, past_key_values=cache, use_cache=True, logits_to_keep=1)

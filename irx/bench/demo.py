@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from irx.bench.timing import Timing, interleave
+from irx.errors import TokenizerNeeded
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +49,6 @@ class Speed:
 def run(model: str | None, *, tokens: int, prompt: str, target: str, inductor: bool, write: Any = print) -> None:
     """The whole demo; `write` receives the output line by line."""
     import irx
-
     from irx.frontends.gguf.demo import SMOLLM2
 
     path = Path(model) if model else SMOLLM2.open().path
@@ -65,10 +65,10 @@ def run(model: str | None, *, tokens: int, prompt: str, target: str, inductor: b
 
 
 def _text(fast: Any, prompt: str, tokens: int) -> str:
-    import torch
-
-    ids = torch.tensor([fast.tokenizer.encode(prompt).ids])
-    output = fast.generate(ids, max_new_tokens=tokens, eos_token_id="model")
+    if fast.tokenizer is None:
+        raise TokenizerNeeded("the model has no tokenizer", fix="use a GGUF file or a folder that has one")
+    ids = fast.tokenizer.encode(prompt).ids
+    output = fast.generate([ids], max_new_tokens=tokens, eos_token_id="model")
     return str(fast.tokenizer.decode(output[0].tolist()))
 
 

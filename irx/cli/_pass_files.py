@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import fields
+from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,8 @@ def declared_passes() -> list[dict[str, Any]]:
 
 
 def _built_in() -> Iterator[dict[str, Any]]:
-    import irx.passes
-
-    folder = Path(irx.passes.__path__[0])
+    package = import_module("irx.passes")
+    folder = Path(package.__path__[0])
     for path in sorted(folder.glob("*/[!_]*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in tree.body:

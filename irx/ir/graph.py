@@ -53,10 +53,12 @@ class Value:
 
     @property
     def shape(self) -> tuple[Dim, ...]:
+        """The shape of a tensor."""
         return self.tensor.shape
 
     @property
     def dtype(self) -> str:
+        """The dtype of a tensor."""
         return self.tensor.dtype
 
     def __repr__(self) -> str:
@@ -78,7 +80,7 @@ class Literal(Value):
     __slots__ = ("value",)
 
     def __init__(self, value: bool | int | float | SymDim) -> None:
-        weak = {bool: "bool_", float: "float_"}.get(type(value), "int_")
+        weak = "bool_" if isinstance(value, bool) else "float_" if isinstance(value, float) else "int_"
         super().__init__("", TensorType((), weak))
         self.value = value
 
@@ -159,7 +161,7 @@ class Graph:
         """
         definition = lookup(op) if isinstance(op, str) else op
         values = tuple(as_value(operand) for operand in inputs)
-        attributes = {k: v for k, v in (attrs or {}).items()}
+        attributes = dict(attrs or {})
         place = loc or (before.loc if before is not None else Loc())
         if types is None:
             try:
@@ -205,6 +207,7 @@ class Graph:
         return tuple(self._users.get(value, ()))
 
     def is_output(self, value: Value) -> bool:
+        """True where the graph returns the value."""
         return any(value is output for output in self.outputs)
 
     def is_unused(self, node: Node) -> bool:
@@ -248,7 +251,7 @@ class Graph:
         return copy
 
     def add_copy(self, node: Node, mapping: Mapping[Value, Value], before: Node | None = None) -> Node:
-        """A copy of a node of any graph with operands mapped (absent ones kept); the types are taken over as they are."""
+        """A copy of a node of any graph, operands mapped (absent ones kept), types taken over as they are."""
         inputs = tuple(mapping.get(v, v) if v is not None else None for v in node.inputs)
         made = Node(node.op, inputs, dict(node.attrs), node.loc)
         made.outputs = tuple(Value(self._unique(v.name), v.type, made) for v in node.outputs)

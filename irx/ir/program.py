@@ -26,9 +26,7 @@ class Program:
     def clone(self) -> Program:
         """A copy whose graphs and weight table can be changed freely; weight arrays are shared."""
         graphs = {name: graph.clone() for name, graph in self.graphs.items()}
-        return Program(
-            self.name, graphs, self.weights.copy(), dict(self.sizes), list(self.relations), dict(self.meta)
-        )
+        return Program(self.name, graphs, self.weights.copy(), dict(self.sizes), list(self.relations), dict(self.meta))
 
     def used_weights(self) -> list[Weight]:
         """Weights some graph reads, each once, in order of first use."""

@@ -58,8 +58,11 @@ def numpy_dtype(dtype: str) -> np.dtype[Any]:
     if dtype in _ML_DTYPES:
         import ml_dtypes
 
-        return np.dtype(getattr(ml_dtypes, _ML_DTYPES[dtype]))
-    return np.dtype({"bool_": "bool", "int_": "int64", "float_": "float32"}.get(dtype) or _NUMPY[dtype])
+        extended: np.dtype[Any] = np.dtype(getattr(ml_dtypes, _ML_DTYPES[dtype]))
+        return extended
+    name = {"bool_": "bool", "int_": "int64", "float_": "float32"}.get(dtype) or _NUMPY[dtype]
+    plain: np.dtype[Any] = np.dtype(name)
+    return plain
 
 
 def dtype_of(array_dtype: np.dtype[Any]) -> str:
@@ -128,16 +131,20 @@ class TensorType:
 
     @property
     def rank(self) -> int:
+        """How many axes there are."""
         return len(self.shape)
 
     @property
     def elements(self) -> Dim:
+        """How many elements there are."""
         return product(self.shape)
 
     def with_shape(self, *shape: Dim) -> TensorType:
+        """The same dtype in another shape."""
         return TensorType(tuple(shape), self.dtype)
 
     def with_dtype(self, dtype: str) -> TensorType:
+        """The same shape in another dtype."""
         return replace(self, dtype=dtype)
 
     def __str__(self) -> str:

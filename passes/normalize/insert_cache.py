@@ -92,10 +92,7 @@ class _Conversion:
         self.program.weights = weights
         self.program.graphs |= ({"encode": encode} if encode else {}) | {"prefill": prefill, "decode": decode}
         self.program.meta |= self._meta(made, roles, encode)
-        sites = [
-            Site("forward", s.node.loc, str(s.type), errors.get(s.signature, errors.get("")))
-            for s in made.sites
-        ]
+        sites = [Site("forward", s.node.loc, str(s.type), errors.get(s.signature, errors.get(""))) for s in made.sites]
         return Report(sites)
 
     def _unpadded(self) -> tuple[Graph, Roles]:

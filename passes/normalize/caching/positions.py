@@ -69,9 +69,11 @@ class Positions:
         """The rows at `pos`, their axes aligned with the last of `rank` axes as the value's are, the batch in front."""
         shift = rank - len(value.shape)
         batch = self.frontier.batch
-        others = [] if isinstance(kind, Counting) else [
-            axis for axis, dim in enumerate(value.shape) if axis != kind.axis and dim not in (1, batch)
-        ]
+        others = (
+            []
+            if isinstance(kind, Counting)
+            else [axis for axis, dim in enumerate(value.shape) if axis != kind.axis and dim not in (1, batch)]
+        )
         if shift + kind.axis == 0 or any(shift + axis == 0 for axis in others):
             raise NotCacheable(f"%{value.name}: {value.type} has no axis that could be the batch", value.producer)
         rows = self._rows(b, value, kind)

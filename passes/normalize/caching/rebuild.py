@@ -92,7 +92,7 @@ class Rebuild:
         states = {site.state: self._states[_key(site.node)][1] for site in self.sites}
         self.prefill.set_outputs({self.roles.logits: self._mapping[logits], **states})
         kinds = {name: i for i, name in enumerate((self.roles.tokens.name, "pos"))}
-        self.prefill.inputs.sort(key=lambda v: (kinds.get(v.name, 3 if isinstance(v.type, KVType) else 2)))
+        self.prefill.inputs.sort(key=lambda v: kinds.get(v.name, 3 if isinstance(v.type, KVType) else 2))
 
     def _node(self, node: Node) -> None:
         if node.op.name == "attention" and self._is_cached(node):
