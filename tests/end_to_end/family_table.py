@@ -23,7 +23,7 @@ from tests.end_to_end.families import FAMILIES, Family
 
 README = Path(__file__).parents[2] / "README.md"
 BEGIN, END = "<!-- families:begin -->", "<!-- families:end -->"
-RECOGNISED = ("attention", "rms_norm", "layer_norm", "rope", "swiglu", "geglu", "gelu", "moe", "linear")
+RECOGNISED = ("attention", "kv_attention", "rms_norm", "layer_norm", "rope", "swiglu", "geglu", "gelu", "moe", "linear")
 
 
 def row(family: Family) -> list[str]:
