@@ -1,5 +1,7 @@
 """Small programs in text form that the tests of the command share."""
 
+import irx.ops  # noqa: F401  (declares the operations that they name)
+
 NORM = """\
 weight $w : f32[8]
 weight $p : f32[16, 8]
@@ -47,7 +49,7 @@ program @tiny {
 
 WITH_CALL = """\
 graph @forward(%x: f32[B, 8]) -> (y: f32[B, 8]) {
-  %y = torch.call(%x) {target="aten.erf.default", args=[#0], results=[f32[B, 8]]}  // model.odd
+  %y = torch.call(%x) {target="aten.erf.default", args=[#0], results=[f32[B, 8]]}  // model.odd @ net.py:7
   return %y
 }
 """
