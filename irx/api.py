@@ -62,7 +62,7 @@ def compile(
     sequence. With `strict` a refused pass is an error. Raises subclasses of IRXError; see `irx.errors`.
     """
     _refuse(budget=budget, data=data, search=search, tune=None if tune == "none" else tune)
-    goal = Target.parse(target, known_backends())
+    goal = aim(target)
     source = read(model, example, dtype=dtype, dynamic=dynamic, max_batch=max_batch, max_length=max_length)
     program, ledger = optimize(source.program, goal, pipeline, strict=strict)
     parts = divide(program, goal, ledger)
@@ -83,6 +83,17 @@ def load(path: str | Path) -> Executable:
 
 
 # --- the steps ------------------------------------------------------------------------------------------------------
+
+
+def aim(target: str) -> Target:
+    """Step 1: the target. The torch backend runs where it compiles, so what it would serve must be here.
+
+    Raises UnknownTarget and DeviceNotFound.
+    """
+    goal = Target.parse(target, known_backends())
+    if (goal.backend or _preference(goal.device)[0]) == "torch":
+        _present(goal.device)
+    return goal
 
 
 def optimize(program: Program, goal: Target, pipeline: str, *, strict: bool = False) -> tuple[Program, Ledger]:

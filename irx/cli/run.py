@@ -49,12 +49,12 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Run and print; 1 when a check failed or a pass was refused."""
-    from irx.api import compile, optimize
-    from irx.target import Target
+    from irx.api import aim, compile, optimize
 
+    goal = aim(arguments.target)
     source = read_program(arguments.file)
     _bind(source, arguments.seed)
-    program, ledger = optimize(source, Target.parse(arguments.target), arguments.pipeline)
+    program, ledger = optimize(source, goal, arguments.pipeline)
     fast = compile(program, target=arguments.target, pipeline="")
     trial = _Trial(source, program, fast, _sizes(arguments.size, program), arguments)
     rows = [row for name in _chosen(arguments.graph, program) for row in trial.rows(name)]

