@@ -8,6 +8,7 @@ write into memory in a way that `mutation.py` does not follow.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -135,7 +136,12 @@ def _translate(exported: ExportedProgram, example: Example, unloaded: Unloaded) 
     )
     if translation.mutated:
         translation.notes.append(f"forward writes into {', '.join(translation.mutated)}; the contents are outputs")
-    return translation, {"inputs": _input_meta(translation), "output": describe(tree), "arguments": _fixed(example)}
+    return translation, {
+        "inputs": _input_meta(translation),
+        "output": describe(tree),
+        "arguments": _fixed(example),
+        "parameters": _positional(example),
+    }
 
 
 def _classified(
@@ -186,6 +192,12 @@ def _fixed(example: Example) -> dict[str, Any]:
     """Arguments that were given as plain numbers, words and truth values, and are part of the program now."""
     plain = (bool, int, float, str, type(None))
     return {name: value for name, value in example.named().items() if isinstance(value, plain)}
+
+
+def _positional(example: Example) -> list[str]:
+    """The names of the arguments that `forward` takes by position, captured or not."""
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [name for name, parameter in example.signature.parameters.items() if parameter.kind in positional]
 
 
 def _check_sizes(translation: Translation, example: Example) -> None:
