@@ -82,7 +82,21 @@ def _enlarged(example: Example) -> str:
 
 
 def _rejection(model: torch.nn.Module, original: Example) -> Exception | None:
-    """What the model says to the example as it was given, without tracing it and without computing anything."""
+    """What the model itself says to the example as it was given; None where it accepts it.
+
+    A model without elements (on the meta device) is asked with fake tensors, which compute nothing.
+    """
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        return _fake_rejection(model, original)
+    try:
+        with torch.no_grad():
+            model(*original.args, **original.kwargs)
+    except _REJECTIONS as error:
+        return error
+    return None
+
+
+def _fake_rejection(model: torch.nn.Module, original: Example) -> Exception | None:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
 
     def fake(value: Any) -> Any:

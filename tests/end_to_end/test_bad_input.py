@@ -48,7 +48,7 @@ def ids(batch: int, length: int) -> torch.Tensor:
 
 
 def test_what_is_no_module() -> None:
-    with pytest.raises(errors.NotAModule, match="nn.Module"):
+    with pytest.raises(errors.NotAModule, match="Module"):
         irx.compile(42, torch.ones(2, 2))  # type: ignore[arg-type]
 
 
@@ -68,7 +68,7 @@ def test_export_failure_names_the_line() -> None:
 
 
 def test_data_dependent_control_flow_names_the_line() -> None:
-    with pytest.raises(errors.DataDependentControlFlow, match="test_bad_input.py"):
+    with pytest.raises(errors.DataDependentControlFlow, match=r"test_bad_input\.py:\d+"):
         irx.compile(Branching(), torch.ones(2, 8), target="torch")
 
 
