@@ -30,17 +30,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(words)
-    except IRXError as error:
-        if os.environ.get("IRX_DEBUG", "0") not in ("", "0"):
-            raise
-        print(f"irx: {error}", file=sys.stderr)
-        return USER_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
         # The reader, `head` for one, has seen enough; the interpreter must not complain when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
+    except (IRXError, OSError) as error:
+        # An OSError that names a file is the user's to mend: a full disk, a folder without permission.
+        if os.environ.get("IRX_DEBUG", "0") not in ("", "0") or getattr(error, "filename", "") is None:
+            raise
+        print(f"irx: {error}", file=sys.stderr)
+        return USER_ERROR
 
 
 def commands() -> dict[str, Path]:

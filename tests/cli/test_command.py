@@ -1,12 +1,15 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import irx
 from irx.cli import commands, main, summary
 from irx.errors import UnknownTarget
+from tests.cli.programs import NORM
+from tests.repository.tree import ROOT
 
 
 def test_help_lists_every_command_with_its_summary(capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,6 +34,26 @@ def test_every_command_has_help_with_examples(name: str, capsys: pytest.CaptureF
     printed = capsys.readouterr().out
     assert "examples:" in printed
     assert printed.count(f"  irx {name}") >= 1
+
+
+def test_the_readme_lists_every_command() -> None:
+    readme = (ROOT / "README.md").read_text()
+    listed = [line for line in readme.splitlines() if line.startswith("| `irx ")]
+    assert listed == [f"| `irx {name}` | {summary(path)} |" for name, path in commands().items()]
+
+
+def test_a_file_that_cannot_be_written_is_the_users_to_mend(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, taken = tmp_path / "model.irx", tmp_path / "taken"
+    program.write_text(NORM)
+    taken.write_text("")
+    words = ["opt", str(program), "-p", "cse", "--dump", str(taken / "steps")]
+    assert main(words) == 2
+    assert str(taken) in capsys.readouterr().err
+    monkeypatch.setenv("IRX_DEBUG", "1")
+    with pytest.raises(NotADirectoryError):
+        main(words)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
