@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 import numpy as np
 
@@ -39,7 +39,7 @@ class Counting:
 
 @dataclass(frozen=True)
 class Lookup:
-    """Row s along `axis` is row start + s of `table`, a value that knows no length."""
+    """Row s along `axis` is row start + s of `table`, a value [rows, channels] but for axes of size 1."""
 
     axis: int
     start: int
@@ -88,21 +88,37 @@ class Frontier:
 
     def _lookup(self, value: Value, axis: int) -> Kind | None:
         """Position tables as models spell them; so no copy of the table is made."""
-        node = value.producer
+        node = self._source(value)
         if node is None or node.op.name not in ("embedding", "take", "slice"):
             return None
         table, start = (_sliced if node.op.name == "slice" else self._indexed)(node)
-        fits = table is not None and table in self.free and self.length.text not in size_names(table)
-        if table is None or start is None or not fits or len(table.shape) != 2:
+        if table is None or start is None or table not in self.free or self.length.text in size_names(table):
             return None
-        room = table.shape[0]
-        if isinstance(room, int):
-            self.longest = min(self.longest, room - start)
+        rows, *channels = [dim for dim in table.shape if dim != 1] or [1]
+        others = [dim for i, dim in enumerate(value.shape) if i != axis and dim not in (1, self.batch)]
+        if channels != others or len(channels) > 1 or not isinstance(rows, int):
+            return None
+        self.longest = min(self.longest, rows - start)
         return Lookup(axis, start, table)
+
+    def _source(self, value: Value) -> Node | None:
+        """The node that computes `value` before axes of size 1 came or went."""
+        node = value.producer
+        while node is not None and node.op.name in ("reshape", "expand"):
+            inner = node.inputs[0]
+            if inner is None or len(self._wide(inner)) != len(self._wide(node.output)):
+                return None
+            node = inner.producer
+        return node
+
+    def _wide(self, value: Value) -> list[Dim]:
+        return [dim for dim in value.shape if dim not in (1, self.batch)]
 
     def _indexed(self, node: Node) -> tuple[Value | None, int | None]:
         table, index = (node.inputs[1], node.inputs[0]) if node.op.name == "embedding" else node.inputs[:2]
         if index is None or index not in self.free or (node.op.name == "take" and node.attr("axis") != 0):
+            return None, None
+        if table is None or len(table.shape) != 2:
             return None, None
         kind = self.kind(index)
         return (table, kind.start) if isinstance(kind, Counting) else (None, None)
@@ -199,9 +215,12 @@ class Frontier:
 
 
 def _sliced(node: Node) -> tuple[Value | None, int | None]:
-    start = node.attr("start")
-    usual = node.attr("axis") == 0 and node.attr("step") == 1 and isinstance(start, int) and start >= 0
-    return (node.inputs[0], cast(int, start)) if usual else (None, None)
+    """The first rows of a table: it is cut along its first axis that is not 1."""
+    start, table = node.attr("start"), node.inputs[0]
+    if table is None or node.attr("step") != 1 or not isinstance(start, int) or start < 0:
+        return None, None
+    first = next((axis for axis, dim in enumerate(table.shape) if dim != 1), None)
+    return (table, start) if node.attr("axis") == first else (None, None)
 
 
 def _within(size: int, range: Range) -> int:

@@ -91,11 +91,16 @@ class Positions:
         if isinstance(kind, Rows):
             table, index = self._table(value, kind), self._index(b, 0)
         elif isinstance(kind, Lookup):
-            table, index = self.copy(kind.table), self._index(b, kind.start)
+            table, index = self._flat(b, self.copy(kind.table)), self._index(b, kind.start)
         else:
             index = self._index(b, kind.start)
             return index if index.dtype == value.dtype else b("cast", index, dtype=value.dtype)
         return b("embedding", index, table)
+
+    def _flat(self, b: Builder, table: Value) -> Value:
+        """A table of the model as [rows, channels]."""
+        rows, *channels = [dim for dim in table.shape if dim != 1] or [1]
+        return _reshaped(b, table, [rows, *(channels or [1])])
 
     def _table(self, value: Value, kind: Rows) -> Value:
         """The rows as a constant of the program; layers that have the same ones share it."""
