@@ -44,7 +44,6 @@ class SliceRows(Pass):
     name = "slice-rows"
     stage = Stage.NORMALIZE
     effect = Effect.EXACT
-    requires = ("insert-cache",)
 
     def run(self, program: Program, ctx: Context) -> Report:
         graph = program.graphs.get("prefill")
