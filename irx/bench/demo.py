@@ -129,7 +129,7 @@ def _reference(path: Path) -> Any:
     if path.is_dir():
         from transformers import AutoModelForCausalLM
 
-        module = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
+        module: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
         return module.eval().requires_grad_(False)
     from irx.frontends.gguf.model import load
 
