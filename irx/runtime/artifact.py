@@ -137,10 +137,16 @@ def _write_manifest(draft: Path, facts: Mapping[str, Any]) -> None:
         for found in sorted(draft.rglob("*"))
         if found.is_file()
     }
-    manifest = {"format": FORMAT, "facts": dict(facts), "files": files}
+    manifest = {"format": FORMAT, "sha256": signature(facts, files), "facts": dict(facts), "files": files}
     (draft / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for found in (*draft.rglob("*"), draft):
         _flush(found)
+
+
+def signature(facts: Mapping[str, Any], files: Mapping[str, Any]) -> str:
+    """The hash that tells whether the manifest itself was altered."""
+    text = json.dumps([facts, files], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _put_in_place(draft: Path, place: Path) -> None:
@@ -171,9 +177,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     place = folder / _MANIFEST
     try:
         manifest = json.loads(place.read_text(encoding="utf-8"))
-        version, files = manifest["format"], manifest["files"]
+        version, facts, files = manifest["format"], manifest["facts"], manifest["files"]
         known = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
-        facts = dict(manifest["facts"])
+        signed = manifest["sha256"] == signature(facts, files)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged("the manifest cannot be read", place) from error
     if version != FORMAT:
@@ -182,6 +188,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             where=str(folder),
             fix="compile and save it again",
         )
+    if not signed:
+        raise _damaged("the manifest was altered", place)
     if any(Path(name).is_absolute() or ".." in name.split("/") for name in known):
         raise _damaged("the manifest names files outside the artifact", place)
     if not {_PROGRAM, _WEIGHTS, _LEDGER} <= known.keys():

@@ -69,6 +69,10 @@ class Compiled:
 def restore(artifact: Artifact, load_kernel: LoadKernel) -> Compiled:
     """The parts of a loaded artifact, kernels bound. Raises DamagedArtifact where its facts contradict its files."""
     facts, kernels = artifact.facts, artifact.kernels
+    if kernels.keys() != facts.get("backends", {}).keys():
+        raise DamagedArtifact(
+            "the artifact's kernels are not those its manifest names", fix="compile and save it again"
+        )
     try:
         target, backends, packed = facts["target"], facts["backends"], facts["packed"]
         sizes = {name: Range(**limits) for name, limits in facts["sizes"].items()}
@@ -90,7 +94,7 @@ def restore(artifact: Artifact, load_kernel: LoadKernel) -> Compiled:
             tokenizer=artifact.tokenizer,
         )
         made.bind()
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise DamagedArtifact(
             f"the artifact's parts do not fit together: {error}", fix="compile and save it again"
         ) from error

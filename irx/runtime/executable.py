@@ -42,7 +42,7 @@ class Executable:
         self._lock = RLock()
         self._sessions: WeakSet[Session] = WeakSet()
         self._tokenizer: Tokenizer | None = None
-        self._forward = compiled.kernels["forward"]
+        self._forward = compiled.kernels.get("forward") or next(iter(compiled.kernels.values()))
         self._arguments = Arguments(self._forward.inputs, compiled.meta, compiled.sizes, str(compiled.device))
         self._decoder = _decoder(compiled, self._lock)
 

@@ -55,7 +55,9 @@ def test_padding_on_the_right_needs_no_mask(model: Any, fast: irx.Executable, id
     ],
     ids=["flag", "tensor", "left padding", "unknown"],
 )
-def test_what_was_not_captured_is_refused(fast: irx.Executable, ids: torch.Tensor, arguments: Any, message: str) -> None:
+def test_what_was_not_captured_is_refused(
+    fast: irx.Executable, ids: torch.Tensor, arguments: Any, message: str
+) -> None:
     with pytest.raises(UnsupportedArgument, match=message):
         fast(ids[:1, :4], **arguments)
 

@@ -13,7 +13,9 @@ from tests.runtime.conftest import close, eager
 
 
 @pytest.mark.parametrize("parts", [[20], [1] * 20, [7, 1, 1, 11], [19, 1], [1, 19]], ids=str)
-def test_all_ways_to_feed_tokens_are_equal(model: Any, fast: irx.Executable, ids: torch.Tensor, parts: list[int]) -> None:
+def test_all_ways_to_feed_tokens_are_equal(
+    model: Any, fast: irx.Executable, ids: torch.Tensor, parts: list[int]
+) -> None:
     session = fast.session(3)
     logits = [session.append(part, logits_to_keep=0) for part in ids.split(parts, dim=1)]
     assert close(torch.cat(logits, 1), eager(model, ids))
