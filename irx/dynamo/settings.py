@@ -1,0 +1,71 @@
+"""What the user asked for: `options` are keyword arguments of `irx.compile`, `mode` one of torch's words.
+
+An option that does not exist, or that has no meaning for a graph that Dynamo captured, is an error before anything is
+compiled; so are a target and a pipeline that cannot be read.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from irx import api
+from irx.backends import known_backends
+from irx.dynamo.notes import say
+from irx.errors import UnknownOption, UnsupportedArgument
+from irx.passes import passes
+from irx.pipeline.pipeline import Pipeline
+from irx.target import Target
+
+_PLACE = "torch.compile(options=...)"
+_ELSEWHERE = {
+    "data": "this version has no search",
+    "budget": "this version has no search",
+    "search": "this version has no search",
+    "tokenizer": "Dynamo's graphs take tensors",
+    "dtype": "convert the model itself, as in model.to(torch.bfloat16)",
+    "dynamic": "say it to torch.compile(dynamic=...)",
+    "max_batch": "Dynamo decides which sizes vary",
+    "max_length": "Dynamo decides which sizes vary",
+}
+
+@dataclass(frozen=True)
+class Settings:
+    """`target` None is the device that the model's tensors are on."""
+
+    target: str | None = None
+    pipeline: str = "default"
+    strict: bool = False
+
+
+def read_settings(options: Mapping[str, Any] | None, mode: str | None) -> Settings:
+    """The settings of one `torch.compile`. Raises UnknownOption, UnsupportedArgument, and what the parsers of targets
+    and pipelines raise."""
+    parameters = inspect.signature(api.compile).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    given = dict(options or {})
+    for name, value in given.items():
+        if name not in defaults:
+            raise UnknownOption(name, defaults, where=_PLACE)
+        if name in _ELSEWHERE and value != defaults[name]:
+            raise UnsupportedArgument(f"{name}={value!r}: {_ELSEWHERE[name]}", where=_PLACE)
+    if given.get("tune", "none") != "none":
+        raise UnsupportedArgument(f"tune={given['tune']!r}: this version has no tuning", where=_PLACE)
+    _note_mode(mode)
+    target = given.get("target")
+    settings = Settings(target, given.get("pipeline", Settings.pipeline), given.get("strict", False))
+    if target is not None:
+        Target.parse(target, known_backends())
+    Pipeline.parse(settings.pipeline, passes())
+    return settings
+
+
+def _note_mode(mode: str | None) -> None:
+    if mode is None or mode == "default":
+        return
+    if mode.startswith("max-autotune"):
+        say(f"mode={mode!r} asks for tuning, which this version does not have; the defaults are used")
+    else:
+        say(f"mode={mode!r} means nothing to this backend and is ignored")
