@@ -79,8 +79,9 @@ def save(
     if place.exists() and not (place / _MANIFEST).is_file():
         raise FileExistsError(f"{place} exists and is not an IRX artifact; choose another path")
     place.parent.mkdir(parents=True, exist_ok=True)
+    for abandoned in _abandoned(place):
+        shutil.rmtree(abandoned, ignore_errors=True)
     draft = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-    shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
     try:
         write_weights(draft / _WEIGHTS, weights)
@@ -117,6 +118,22 @@ def load(path: str | Path) -> Artifact:
         weights=_map_weights(folder / _WEIGHTS),
         checking=checking,
     )
+
+
+def _abandoned(place: Path) -> list[Path]:
+    """Drafts of this artifact whose process died; this process has none."""
+    drafts = {path: path.name.split(".")[-2] for path in place.parent.glob(f".{place.name}.*.tmp")}
+    return [path for path, process in drafts.items() if process == str(os.getpid()) or not _lives(process)]
+
+
+def _lives(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:  # it belongs to somebody else
+        return True
+    return True
 
 
 def _write_texts(

@@ -249,3 +249,4 @@ def test_a_death_at_any_moment_loses_neither_the_old_nor_the_new(tmp_path: Path)
     assert set(seen) == {"old", "newer"}
     assert seen == sorted(seen, reverse=True), "once the new one is in place it stays"
     assert artifacts.load(place).program == "newer"
+    assert [path.name for path in tmp_path.iterdir()] == ["model.irx"], "what dead processes left was removed"
