@@ -211,7 +211,8 @@ class UnboundWeight(IRXError):
 
     def __init__(self, name: str) -> None:
         self.name = name
-        super().__init__(f"weight ${name} has no array", fix="bind it with program.weights.bind(name, load)")
+        advice = "bind it with program.weights.bind(name, load); `irx run` gives all of them random arrays"
+        super().__init__(f"weight ${name} has no array", fix=advice)
 
 
 class NoReference(IRXError):

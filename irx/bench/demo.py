@@ -7,9 +7,10 @@ memory bandwidth sets beside the figures.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,16 @@ class Speed:
     weight_bytes: int
     bandwidth: float
 
+    @property
+    def floor(self) -> float:
+        """Seconds that reading all weights once takes."""
+        return self.weight_bytes / self.bandwidth
+
+    def facts(self) -> dict[str, Any]:
+        """The figures as plain data, in seconds and bytes."""
+        timings = {name: asdict(timing) for name, timing in self.timings.items()}
+        return {"context": self.context, "steps": timings, "absent": dict(self.absent), "floor": self.floor}
+
     def lines(self) -> list[str]:
         """The figures as text: each candidate's step, its ratio to IRX, and the floor."""
         ours = self.timings["IRX"].median
@@ -41,14 +52,17 @@ class Speed:
             ratio = "" if name == "IRX" else f", {timing.median / ours:.2f} times IRX's"
             lines.append(f"  {name:<9} {timing}, {1 / timing.median:.1f} tokens/s{ratio}")
         lines += [f"  {name:<9} absent: {reason}" for name, reason in self.absent.items()]
-        floor = self.weight_bytes / self.bandwidth
         megabytes, rate = self.weight_bytes / 1e6, self.bandwidth / 1e9
-        lines.append(f"  floor     {floor * 1e3:.2f} ms: {megabytes:.0f} MB of weights at {rate:.0f} GB/s, as measured")
+        lines.append(
+            f"  floor     {self.floor * 1e3:.2f} ms: {megabytes:.0f} MB of weights at {rate:.0f} GB/s, as measured"
+        )
         return lines
 
 
-def run(model: str | None, *, tokens: int, prompt: str, target: str, inductor: bool, write: Any = print) -> None:
-    """The whole demo; `write` receives the output line by line."""
+def run(
+    model: str | None, *, tokens: int, prompt: str, target: str, inductor: bool, write: Callable[[str], object] = print
+) -> dict[str, Any]:
+    """The whole demo; `write` receives the output line by line, and all of it comes back as plain data."""
     import irx
     from irx.frontends.gguf.demo import SMOLLM2
 
@@ -56,13 +70,16 @@ def run(model: str | None, *, tokens: int, prompt: str, target: str, inductor: b
     write(f"Compiling {path.name} for {target} ...")
     start = time.perf_counter()
     fast = irx.compile(str(path), target=target, dtype="f32")  # as what it is timed against
-    write(f"Compiled in {time.perf_counter() - start:.1f} s.\n")
-    write(_text(fast, prompt, tokens))
-    write("")
-    write(str(fast.ledger()))
-    write("")
-    for line in speed(fast, path, inductor=inductor).lines():
+    seconds = time.perf_counter() - start
+    write(f"Compiled in {seconds:.1f} s.\n")
+    text = _text(fast, prompt, tokens)
+    write(f"{text}\n")
+    write(f"{fast.ledger()}\n")
+    measured = speed(fast, path, inductor=inductor)
+    for line in measured.lines():
         write(line)
+    ledger = json.loads(fast.ledger().to_json())
+    return {"model": path.name, "seconds": seconds, "text": text, "ledger": ledger, "speed": measured.facts()}
 
 
 def _text(fast: Any, prompt: str, tokens: int) -> str:

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
+from irx.cli._output import add_json, print_json
+
 
 def configure(parser: ArgumentParser) -> None:
     """Add this command's arguments."""
@@ -21,16 +23,20 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, default=48, help="how many tokens to write (default 48)")
     parser.add_argument("--target", default="host", help="what to compile for (default: this machine)")
     parser.add_argument("--no-inductor", action="store_true", help="leave out Inductor, which takes long to compile")
+    add_json(parser, "print text, ledger and figures as JSON when all is done")
 
 
 def run(arguments: Namespace) -> None:
     """Run the demo."""
     from irx.bench import demo
 
-    demo.run(
+    found = demo.run(
         arguments.model,
         tokens=arguments.tokens,
         prompt=arguments.prompt or demo.PROMPT,
         target=arguments.target,
         inductor=not arguments.no_inductor,
+        write=(lambda line: None) if arguments.json else print,
     )
+    if arguments.json:
+        print_json(found)

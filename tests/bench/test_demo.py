@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_text_ledger_and_speed(folder: Path) -> None:
     lines: list[str] = []
-    demo.run(str(folder), tokens=4, prompt="the moon", target="torch", inductor=False, write=lines.append)
+    facts = demo.run(str(folder), tokens=4, prompt="the moon", target="torch", inductor=False, write=lines.append)
     printed = "\n".join(lines)
-    (text,) = [line for line in lines if line.startswith("the moon ")]
-    assert len(text.split()) == 6
+    assert len(facts["text"].split()) == 6
+    assert f"{facts['text']}\n" in lines
+    assert facts["speed"]["steps"].keys() == {"IRX", "eager"}
+    assert facts["ledger"]["summary"]["backend"] == "torch"
+    json.dumps(facts)
     assert "raise-norm" in printed
     assert "insert-cache" in printed
     figures = {line.split()[0]: line for line in lines[-4:]}
