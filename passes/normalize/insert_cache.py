@@ -33,7 +33,7 @@ from typing import Any
 from irx.analysis.values import Prober, ValueFree
 from irx.errors import TypeRuleError, UnboundWeight
 from irx.ir.dims import Range
-from irx.ir.graph import Builder, Graph, Loc, Value
+from irx.ir.graph import Builder, Graph, Loc, Node, Value
 from irx.ir.program import Program
 from irx.ir.weights import Weights
 from irx.passes.normalize.caching.check import CacheCheck, site_error
@@ -61,8 +61,8 @@ class InsertCache(Pass):
         forward = program.graphs.get("forward")
         if forward is None or "prefill" in program.graphs:
             return Report(note="there is no forward, or it has a cache already")
-        if not any(node.op.name == "attention" for node in forward.nodes):
-            return Report(note="there is no attention")
+        if not any(_may_be_causal(node) for node in forward.nodes):
+            return Report(note="there is no causal attention")
         if not ctx.fuel.take():
             return Report(note="no fuel is left")
         try:
@@ -85,6 +85,8 @@ class _Conversion:
         weights = self.program.weights.copy()
         source, roles = self._unpadded()
         classify_masks(source, self.program, self.ctx)
+        if not any(_may_be_causal(node) for node in source.nodes):
+            return Report(note="there is no causal attention")
         made = self._rebuild(source, roles, weights)
         encode, prefill = made.encode(), made.prefill
         decode = self._decode(prefill, roles)
@@ -159,6 +161,13 @@ class _Conversion:
             "encoder_inputs": [v.name for v in encode.inputs] if encode else [],
             "encoder_outputs": list(encode.output_names) if encode else [],
         }
+
+
+def _may_be_causal(node: Node) -> bool:
+    """True for attention that is causal, or that hides keys in a way that is not known."""
+    if node.op.name != "attention":
+        return False
+    return bool(node.attr("causal")) or node.operand("mask") is not None or node.operand("bias") is not None
 
 
 def _logits(made: Rebuild) -> Value:

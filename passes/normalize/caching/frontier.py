@@ -208,8 +208,12 @@ class Frontier:
         """Numbers of flattened tokens, as a mixture of experts sorts by: they restart with every graph, unless they
         repeat for every row of the batch, which makes them positions."""
         array = np.moveaxis(self.prober.array(value, self.bindings(value, 5)), value.shape.index(dim), 0)
+        if (array == array.reshape(-1)[:1]).all():
+            return Constant()
+        if len(array) % 5:
+            raise NotCacheable(f"%{value.name}: {value.type} depends on the length of the sequence", value.producer)
         rows = array.reshape(-1, 5, array.size // len(array))
-        if len(rows) > 1 and (rows == rows[:1]).all() and not (rows == rows[:1, :1]).all():
+        if len(rows) > 1 and (rows == rows[:1]).all():
             raise NotCacheable(f"%{value.name}: {value.type} repeats positions over flattened tokens", value.producer)
         return Constant()
 

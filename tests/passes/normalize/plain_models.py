@@ -69,6 +69,8 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class Filled(nn.Module):
     """A triangular buffer, cut to the length, filled in where a key is hidden."""
 
+    seen: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("seen", torch.tril(torch.ones(LENGTH, LENGTH))[None, None])

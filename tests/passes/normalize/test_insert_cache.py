@@ -7,14 +7,13 @@ import re
 import numpy as np
 import pytest
 
-from irx.ir.graph import Graph, Node
-from irx.ir.opdef import Array
+from irx.ir.graph import Builder, Node, Operand, Value
+from irx.ir.opdef import Array, Attr
 from irx.ir.parser import parse
 from irx.ir.printer import print_program
 from irx.ir.program import Program
 from irx.ir.types import KVType
 from irx.ops.cache import KVArrays
-from irx.passes.normalize.caching import rebuild
 from irx.passes.normalize.insert_cache import InsertCache
 from irx.passes.normalize.slice_rows import SliceRows
 from irx.rewrite.report import Fuel
@@ -268,7 +267,14 @@ def test_tokens_that_mix_outside_attention_are_refused(behind: str) -> None:
 
 
 REFUSED = {
-    "not causal": ({"attention": CAUSAL.replace(", causal=true", "")}, "is not causal"),
+    "one site not causal": (
+        {
+            "attention": CAUSAL.replace("%attended", "%first")
+            + """
+    %attended = irx.attention(%first, %k, %v) {scale=0.5} : f32[B, 4, S, 4]"""
+        },
+        "is not causal",
+    ),
     "prefix": (
         {
             "attention": DISTANCE
@@ -358,11 +364,11 @@ def test_weights_without_arrays_are_only_needed_where_positions_depend_on_them()
 
 
 def test_a_wrong_conversion_fails_its_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(graph: Graph, op: str, *inputs: object, **attrs: object) -> object:
-        return original(graph, op, *inputs, **{**attrs, "window": 2} if op == "kv_attention" else attrs)
+    def wrong(builder: Builder, op: str, *inputs: Operand, **attrs: Attr) -> Value:
+        return original(builder, op, *inputs, **{**attrs, "window": 2} if op == "kv_attention" else attrs)
 
-    original = rebuild.Builder.__call__
-    monkeypatch.setattr(rebuild.Builder, "__call__", wrong)
+    original = Builder.__call__
+    monkeypatch.setattr(Builder, "__call__", wrong)
     program = tiny()
     report = cached(program)
     assert "the check failed" in report.near_misses[0].reason
