@@ -152,6 +152,7 @@ def assemble(
         tokenizer=_tokenizer_text(tokenizer if tokenizer is not None else source.tokenizer),
     )
     made.bind()
+    store.detach(weight.name for weight in used if not is_packed(weight.dtype))
     return Executable(made, classes=True)
 
 

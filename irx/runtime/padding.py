@@ -37,6 +37,7 @@ def place(ids: torch.Tensor, mask: torch.Tensor | None, lengths: tuple[int, ...]
     batch, count = ids.shape
     if batch == 0 or count == 0:
         raise EmptyPrompt(f"the prompt has shape {list(ids.shape)}", fix="give every row at least one token")
+    mask = None if mask is None else mask.cpu()  # positions are counted on the host, wherever the model runs
     if mask is None or _check(mask, ids):
         return _unpadded(batch, count, lengths)
     marks = mask.to(torch.int64)

@@ -6,12 +6,13 @@ dequantized weight that three graphs read exists once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from irx.errors import UnboundWeight
 from irx.runtime.tensors import Packed
 
 Stored: TypeAlias = "Tensor | Packed"
@@ -42,6 +43,12 @@ class WeightStore:
             self._weights[name] = self._placed(name)
         return self._weights[name]
 
+    def detach(self, names: Iterable[str]) -> None:
+        """Keep the weights of these names, and let go of where weights come from, which may hold a whole model."""
+        for name in names:
+            self.keep(name)
+        self._load = _detached
+
     def number(self, description: Hashable) -> int:
         """A short name for how a constant is made: equal numbers for equal descriptions."""
         return self._numbers.setdefault(description, len(self._numbers))
@@ -70,6 +77,10 @@ class WeightStore:
         if isinstance(found, Packed):
             return Packed(found.raw.to(self.device), found.form)
         return found.to(self.device)
+
+
+def _detached(name: str) -> Stored:
+    raise UnboundWeight(name)
 
 
 def _tensors(items: Any) -> list[Tensor]:

@@ -28,7 +28,7 @@ def merge_tokens(x: Tensor, sizes: Tensor, index_from: Tensor, index_to: Tensor)
     weighted = weighted.index_put((rows, index_to), weighted[rows, index_from], accumulate=True)
     total = sizes.index_put((rows, index_to), sizes[rows, index_from], accumulate=True)
     stays = torch.ones(sizes.shape, dtype=torch.bool, device=x.device).index_put(
-        (rows, index_from), torch.tensor(False)
+        (rows, index_from), torch.tensor(False, device=x.device)
     )
     left = (len(x), sizes.shape[1] - index_from.shape[1])
     merged = (weighted / total[..., None])[stays].to(x.dtype)
