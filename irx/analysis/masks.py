@@ -36,7 +36,7 @@ class Visible:
 
     def __str__(self) -> str:
         if self.window is not None:
-            return f"sliding window of {self.window}"
+            return f"{'sliding' if self.causal else 'backward'} window of {self.window}"
         return "causal" if self.causal else "full"
 
 
@@ -130,8 +130,10 @@ def _compare(array: Array, rows: Array, square: bool, additive: bool) -> Visible
     if np.array_equal(shown, causal):
         return Visible(causal=True, zero=zero)
     window = int(shown[-1].sum())
-    if window and np.array_equal(shown, causal & (keys > rows[:, None] - window)):
-        return Visible(causal=True, window=window, zero=zero)
+    near = keys > rows[:, None] - window
+    for past in (causal, True):
+        if window and np.array_equal(shown, near & past):
+            return Visible(causal=past is causal, window=window, zero=zero)
     return "it is neither full nor causal nor a sliding window"
 
 

@@ -112,7 +112,8 @@ def _classify(graph: Graph, node: Node, known: Masks, ctx: Context) -> Report:
     for part in parts:
         _use_mask(site, part, known.classify(part, rows, keys), known.free)
     kept_bias = _use_bias(site, bias, known, rows, keys) if bias is not None else None
-    unchanged = len(site.kept) == len(parts) and kept_bias is bias and site.causal == node.attr("causal")
+    attrs = (site.causal, site.window) == (node.attr("causal"), node.attr("window"))
+    unchanged = attrs and len(site.kept) == len(parts) and kept_bias is bias
     if unchanged or not ctx.fuel.take():
         recorder.undo()
         return Report(near_misses=[NearMiss(graph.name, node.loc, reason) for reason in site.reasons])
@@ -136,7 +137,7 @@ def _use_bias(site: _Site, bias: Value, known: Masks, rows: Dim, keys: Dim) -> V
         if bias in known.free:
             site.reasons.append(seen)
         return bias
-    if seen.zero or (seen.causal and not site.causal):
+    if seen.zero or seen.causal or seen.window is not None:
         site.see(seen)
     return None if seen.zero else bias
 

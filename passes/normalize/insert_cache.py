@@ -38,7 +38,6 @@ from irx.ir.program import Program
 from irx.ir.weights import Weights
 from irx.passes.normalize.caching.check import CacheCheck, site_error
 from irx.passes.normalize.caching.frontier import Frontier
-from irx.passes.normalize.caching.positions import with_stored_tables
 from irx.passes.normalize.caching.rebuild import Rebuild
 from irx.passes.normalize.caching.refusal import NotCacheable
 from irx.passes.normalize.caching.roles import Roles, find_roles
@@ -133,8 +132,7 @@ class _Conversion:
 
     def _check(self, made: Rebuild, roles: Roles, encode: Graph | None, decode: Graph) -> dict[str, float]:
         """The error by signature of the site, or of the whole under the empty one. Raises NotCacheable."""
-        stored = with_stored_tables(made.source, made.positions)
-        graphs = (self.forward, stored, encode, made.prefill, decode)
+        graphs = (self.forward, made.stored(), encode, made.prefill, decode)
         check = CacheCheck(self.ctx.evaluate, made.weights, self.program.sizes, roles, *graphs)
         mixing = mixing_nodes(made.prefill, roles.batch, roles.length)
         whole = check.whole(made.frontier.longest)
@@ -143,9 +141,10 @@ class _Conversion:
             raise NotCacheable(f"{reason}, and the program is too large or too little known to be compared", node)
         errors = {"": whole} if whole is not None else dict(self._site_errors(made))
         limit = next(n.op.tolerance for n in self.forward.nodes if n.op.name == "attention").of(_logits(made).dtype)
-        for error in errors.values():
-            if not error <= limit:
-                raise NotCacheable(f"the check failed: cached logits differ by {error:.1e}, above {limit:.0e}")
+        worst = max(errors.values(), default=0.0)
+        if not worst <= limit:
+            place, reason = mixing[0] if mixing else (Loc(), "the check failed")
+            raise NotCacheable(f"{reason}: cached logits differ by {worst:.1e}, above {limit:.0e}", place)
         return errors
 
     def _site_errors(self, made: Rebuild) -> Iterator[tuple[str, float]]:

@@ -95,7 +95,7 @@ class _Raising:
         """Take the bias of an attention node apart."""
         bias = node.operand("bias")
         added = take_apart(bias, self.free) if bias is not None else Added()
-        if bias is not None and (added.masks or added.biases != [bias]):
+        if bias is not None and (added.masks or [term.value for term in added.biases] != [bias]):
             self._replace(node, "mask", lambda b: _split(node, added, b))
 
     def repeated(self, node: Node) -> None:
@@ -126,7 +126,7 @@ class _Raising:
         """The error of the comparison, and what is wrong with it."""
         limit = root.op.tolerance.of(root.output.dtype)
         error = raised_error(
-            root.output, made.value, made.leaves, made.masks, self.free, self.program.sizes, self.ctx.evaluate
+            root.output, made.value, made.leaves, made.masks, self.program, self.free, self.ctx.evaluate
         )
         failed = error is not None and not error <= limit
         return error, f"the check failed: error {error:.1e} is above {limit:.0e}" if failed else ""
@@ -138,15 +138,14 @@ class _Raising:
 def _raised(found: Spelled, b: Builder) -> _Made | str:
     """The attention node for what was found, in the shape of the spelled result."""
     result = found.root.output
-    lead = _lead(found)
+    lead = found.lead
     if len(lead) not in (1, 2):
         return f"the logits have {len(lead) + 2} axes"
     q, v = _with_lead(found.q, lead, b), _with_lead(found.v, lead, b)
     source = _before_transpose(found.keys)
     k = _with_lead(source or b("permute", found.keys, order=_swapped(found.keys)), lead, b)
     heads = q.shape[1]
-    mask, bias = found.added.mask(b), found.added.bias(b)
-    extra = [_beside(x, len(lead), b) for x in (mask, bias)]
+    extra = [found.added.mask(b, lead), found.added.bias(b, lead)]
     sinks = found.sinks
     if sinks is not None and sinks.shape != (heads,):
         return f"the sinks are {sinks.type} for {heads} heads"
@@ -157,12 +156,6 @@ def _raised(found: Spelled, b: Builder) -> _Made | str:
     made = made if made.dtype == result.dtype else b("cast", made, dtype=result.dtype)
     leaves = [found.q, source or found.keys, found.v, *([sinks] if sinks is not None else [])]
     return _Made(made, leaves, found.added.masks)
-
-
-def _lead(found: Spelled) -> tuple[Dim, ...]:
-    """The leading axes of the logits: where masks were added they show more than a product of flattened heads."""
-    value = found.logits if found.logits is not None else found.q
-    return value.shape[:-2]
 
 
 def _with_lead(x: Value, lead: tuple[Dim, ...], b: Builder) -> Value:
@@ -188,13 +181,6 @@ def _before_transpose(keys: Value) -> Value | None:
     return node.inputs[0] if node is not None and transposes else None
 
 
-def _beside(x: Value | None, lead: int, b: Builder) -> Value | None:
-    """A mask or bias that broadcasts to logits of `lead` leading axes, for logits of two."""
-    if x is None or lead == 2 or len(x.shape) <= 2:
-        return x
-    return b("reshape", x, shape=(*x.shape[:-2], 1, *x.shape[-2:]))
-
-
 def _split(node: Node, added: Added, b: Builder) -> _Made:
     """The attention node with masks and biases apart."""
     masks = list(added.masks)
@@ -202,7 +188,8 @@ def _split(node: Node, added: Added, b: Builder) -> _Made:
     if old is not None:
         masks.append(Condition(old))
     operands = [*node.inputs, *[None] * 6][:6]
-    operands[3], operands[4] = Added(masks).mask(b), added.bias(b)
+    lead = node.output.shape[:2]
+    operands[3], operands[4] = Added(masks).mask(b, lead), added.bias(b, lead)
     made = b("attention", *_trimmed(operands), **node.attrs)
     leaves = [v for i, v in enumerate(node.inputs) if v is not None and i not in (3, 4)]
     return _Made(made, leaves, masks)

@@ -60,6 +60,10 @@ def test_a_window_that_no_number_names_is_seen_at_the_longest_size() -> None:
     assert classify(text) == Visible(causal=True, window=625)
 
 
+def test_a_window_that_leaves_the_future_alone() -> None:
+    assert classify(HEAD + "    %m = irx.lt(%d, 30)\n") == Visible(window=30)
+
+
 def test_a_window_wider_than_any_sequence_hides_nothing() -> None:
     assert classify(WINDOW.replace("{w}", "500"), high=400) == Visible(causal=True)
 

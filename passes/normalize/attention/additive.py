@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from irx.analysis.values import ValueFree
+from irx.ir.dims import Dim
 from irx.ir.graph import Builder, Value
 from irx.ir.types import is_float
 from irx.rewrite.match import scalar
@@ -15,14 +16,22 @@ _HIDDEN = -9999.0
 
 @dataclass(frozen=True)
 class Condition:
-    """A boolean tensor that is true where a key may be seen, or with `inverted`, where it may not."""
+    """A boolean tensor that is true where a key may be seen, or with `inverted`, where it may not.
+
+    `lead` are the leading axes of the logits it broadcasts to, None for those of the attention itself.
+    """
 
     value: Value
     inverted: bool = False
+    lead: tuple[Dim, ...] | None = None
 
-    def build(self, b: Builder) -> Value:
-        """The tensor that is true where a key may be seen."""
-        return b("not", self.value) if self.inverted else self.value
+
+@dataclass(frozen=True)
+class Bias:
+    """A tensor that is added to logits; `lead` as in `Condition`."""
+
+    value: Value
+    lead: tuple[Dim, ...] | None = None
 
 
 @dataclass
@@ -30,22 +39,39 @@ class Added:
     """The parts of a sum: `masks` hide keys, `biases` are added to the logits of the visible ones."""
 
     masks: list[Condition] = field(default_factory=list)
-    biases: list[Value] = field(default_factory=list)
+    biases: list[Bias] = field(default_factory=list)
 
-    def mask(self, b: Builder) -> Value | None:
-        """The conjunction of all masks."""
+    def extend(self, other: Added, lead: tuple[Dim, ...]) -> None:
+        """Take over the parts of another sum, which is added to logits of those leading axes."""
+        self.masks += [replace(mask, lead=lead) for mask in other.masks]
+        self.biases += [replace(bias, lead=lead) for bias in other.biases]
+
+    def mask(self, b: Builder, lead: tuple[Dim, ...]) -> Value | None:
+        """The conjunction of all masks, for logits of two leading axes that are `lead` in the source."""
         result: Value | None = None
         for condition in self.masks:
-            made = condition.build(b)
+            made = _for_lead(condition.value, condition.lead or lead, lead, b)
+            made = b("not", made) if condition.inverted else made
             result = made if result is None else b("and", result, made)
         return result
 
-    def bias(self, b: Builder) -> Value | None:
-        """The sum of all biases."""
+    def bias(self, b: Builder, lead: tuple[Dim, ...]) -> Value | None:
+        """The sum of all biases, as for `mask`."""
         result: Value | None = None
-        for value in self.biases:
-            result = value if result is None else b("add", result, value)
+        for bias in self.biases:
+            made = _for_lead(bias.value, bias.lead or lead, lead, b)
+            result = made if result is None else b("add", result, made)
         return result
+
+
+def _for_lead(x: Value, own: tuple[Dim, ...], lead: tuple[Dim, ...], b: Builder) -> Value:
+    """`x`, which broadcasts to logits of the leading axes `own`, for logits [*lead, M, N] with two of them."""
+    if len(x.shape) <= 2 or len(own) == 2:
+        return x
+    rows = x.shape[-2:]
+    if len(lead) == 1 or x.shape[0] == 1:
+        return b("reshape", x, shape=(x.shape[0], 1, *rows))
+    return b("reshape", x, shape=(*lead, *rows))
 
 
 def take_apart(value: Value, free: ValueFree) -> Added:
@@ -89,13 +115,13 @@ def _sort(term: Value, added: Added) -> None:
             added.masks.append(Condition(condition, inverted=hides(yes)))
             rest = yes if hides(no) else no
             if rest is not None and scalar(rest) != 0:
-                added.biases.append(rest)
+                added.biases.append(Bias(rest))
             return
     hidden = _inverted_mask(term)
     if hidden is not None:
         added.masks.append(hidden)
         return
-    added.biases.append(term)
+    added.biases.append(Bias(term))
 
 
 def _inverted_mask(term: Value) -> Condition | None:

@@ -14,10 +14,11 @@ import numpy as np
 
 from irx.analysis.structure import extract
 from irx.analysis.values import ValueFree
-from irx.errors import IRXError, NoReference
-from irx.ir.dims import Range, evaluate
-from irx.ir.graph import Value
+from irx.errors import IRXError, NoReference, UnboundWeight
+from irx.ir.dims import evaluate
+from irx.ir.graph import Value, Weight
 from irx.ir.opdef import Array
+from irx.ir.program import Program
 from irx.ir.types import is_float
 from irx.passes.normalize.attention.additive import Condition
 from irx.rewrite.check import Evaluate, difference, small_sizes
@@ -28,24 +29,30 @@ def raised_error(
     new: Value,
     leaves: Sequence[Value],
     masks: Sequence[Condition],
+    program: Program,
     free: ValueFree,
-    sizes: Mapping[str, Range],
     oracle: Evaluate,
 ) -> float | None:
     """max|new - old| / max|old|; None where the oracle lacks torch, infinite where a part cannot be evaluated.
 
-    `leaves` are the operands of the attention; of `masks` those that depend on inputs are leaves as well.
+    `leaves` are the operands of the attention; of `masks` those that depend on inputs are leaves as well. Weights that
+    others are computed from, as tables of masks, are taken as they are.
     """
     given = {condition.value: condition for condition in masks if condition.value not in free}
     names: dict[Value, str] = {}
     ends = {*leaves, *given}
     before, after = extract([old], ends, names), extract([new], ends, names)
-    bindings = small_sizes(sizes)
+    bindings = small_sizes(program.sizes)
     generator = np.random.default_rng(0)
-    arrays = {name: _random(generator, value, given.get(value), bindings) for value, name in names.items()}
     try:
+        arrays = {
+            name: program.weights.array(value)
+            if isinstance(value, Weight) and value not in ends
+            else _random(generator, value, given.get(value), bindings)
+            for value, name in names.items()
+        }
         results = [oracle(part, {v.name: arrays[v.name] for v in part.inputs}, bindings)[0] for part in (before, after)]
-    except NoReference:
+    except (NoReference, UnboundWeight):
         return None
     except (IRXError, ArithmeticError, LookupError, ValueError):
         return math.inf

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from irx.analysis.values import ValueFree
+from irx.ir.dims import Dim
 from irx.ir.graph import Graph, Node, Value
 from irx.passes.normalize.attention.additive import Added, Condition, hides, take_apart
 from irx.rewrite.match import scalar
@@ -23,7 +24,7 @@ class NotAttention(Exception):
 class Spelled:
     """What one softmax belongs to. `q` [..., S, D], `keys` [..., D, T], `v` [..., T, Dv]; `root` computes the result.
 
-    `lead` are the leading axes of the logits where something was added to them, None if nothing says.
+    `lead` are the leading axes of the logits, the most that they have anywhere.
     """
 
     root: Node
@@ -34,7 +35,7 @@ class Spelled:
     softcap: float | None = None
     sinks: Value | None = None
     added: Added = field(default_factory=Added)
-    logits: Value | None = None
+    lead: tuple[Dim, ...] = ()
 
 
 def softmaxes(graph: Graph) -> Iterator[Node]:
@@ -54,7 +55,7 @@ def walk(graph: Graph, softmax: Node, free: ValueFree) -> Spelled | None:
     if sliced != (upward.sinks is not None):
         raise NotAttention("the softmax is cut off, but has no column of sinks" if sliced else "sinks are weighed too")
     return Spelled(
-        root, _operand(root, 1), q, keys, upward.scale, upward.softcap, upward.sinks, upward.added, upward.widest
+        root, _operand(root, 1), q, keys, upward.scale, upward.softcap, upward.sinks, upward.added, upward.lead
     )
 
 
@@ -96,11 +97,12 @@ class _Upward:
         self.softcap: float | None = None
         self.sinks: Value | None = None
         self.added = Added()
-        self.widest: Value | None = None
+        self.lead: tuple[Dim, ...] = ()
 
     def run(self, value: Value) -> tuple[Value, Value]:
         while True:
             node = value.producer
+            self.lead = max(self.lead, value.shape[:-2], key=len)
             if node is None:
                 raise NotAttention("the logits are an input")
             if node.op.name == "matmul":
@@ -118,6 +120,13 @@ class _Upward:
         if x.shape[-2:] != node.output.shape[-2:]:
             raise NotAttention("a reshape of the logits changes their last axes")
         return x
+
+    def _maximum(self, node: Node) -> Value:
+        """A bound so low that only hidden keys reach it."""
+        for x, bound in (node.inputs, node.inputs[::-1]):
+            if hides(bound) and x is not None:
+                return x
+        raise NotAttention("the logits are bounded from below")
 
     def _sub(self, node: Node) -> Value:
         x, top = _operand(node, 0), _operand(node, 1)
@@ -155,9 +164,7 @@ class _Upward:
     def _note(self, added: Added, node: Node) -> None:
         if self.softcap is not None or self.scale <= 0 or (self.scale != 1.0 and added.biases):
             raise NotAttention("something is added to the logits before they are scaled or capped")
-        self.added.masks += added.masks
-        self.added.biases += added.biases
-        self.widest = node.output
+        self.added.extend(added, node.output.shape[:-2])
 
     def _mul(self, node: Node) -> Value:
         a, b = _operand(node, 0), _operand(node, 1)

@@ -32,6 +32,8 @@ def distance_table(site: Node, bias: Value, frontier: Frontier, weights: Weights
     lengths = sorted({5, 12, 40, *(c + 7 for c in integers_in(bias) if c > 1), longest})
     samples = [(n, _sampled(n, bias)) for n in lengths if n <= longest]
     compared = [(rows, _rows(bias, rows, n, heads, frontier)) for n, rows in samples]
+    for rows, array in compared:
+        _check_visible(site, rows, array)
     if not _explains(table, compared):
         table = table - table[:, :1]
         if site.operand("sinks") is not None or not _explains(table, [(r, _centred(a, r)) for r, a in compared]):
@@ -70,6 +72,15 @@ def _distances(last: Array, row: int) -> Array:
     shown = ~np.isnan(table).any(axis=0)
     edge = int(np.nonzero(shown)[0].max()) if shown.any() else 0
     return np.where(np.isnan(table), table[:, edge : edge + 1], table)
+
+
+def _check_visible(site: Node, rows: list[int], array: Array) -> None:
+    """A bias may only hide what the attributes of the attention hide as well: those are all that is left of it."""
+    distance = np.asarray(rows)[:, None] - np.arange(array.shape[2])
+    window = site.attr("window")
+    visible = (distance >= 0) & (distance < (window if isinstance(window, int) else np.inf))
+    if np.isnan(array[:, visible]).any():
+        raise NotCacheable("the bias hides keys, and neither causality nor a window says which", site)
 
 
 def _centred(array: Array, rows: list[int]) -> Array:

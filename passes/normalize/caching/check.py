@@ -140,9 +140,8 @@ def site_error(site: CachedSite, frontier: Frontier, weights: Weights, evaluate:
     sizes = {**frontier.bindings(node.output, _TOKENS), str(frontier.batch): _BATCH}
     forward, cached = _site_graphs(site, frontier)
     inputs = random_inputs(forward, sizes)
-    bias = node.operand("bias")
-    if bias is not None:
-        inputs["bias"] = frontier.prober.array(bias, {**frontier.bindings(bias, _TOKENS), **sizes})
+    if "bias" in inputs:  # as it is stored now; that it is the same was found when the table was made
+        inputs["bias"] = np.zeros_like(inputs["bias"]) if site.table is None else _distances(weights.array(site.table))
     (expected,) = evaluate(forward, inputs, sizes)
     fixed = {} if site.table is None else {"table": weights.array(site.table)}
     fixed |= {"sinks": inputs["sinks"]} if "sinks" in inputs else {}
@@ -158,6 +157,12 @@ def site_error(site: CachedSite, frontier: Frontier, weights: Weights, evaluate:
     return _largest_error(np.moveaxis(expected, 2, 1), cached, cached, rows, empty)
 
 
+def _distances(table: Array) -> Array:
+    """The bias [1, H, S, S] of a table of distances [H, L]."""
+    places = np.arange(_TOKENS)
+    return np.asarray(table[:, np.clip(places[:, None] - places, 0, table.shape[1] - 1)][None])
+
+
 def _chosen(x: Array, pos: Array) -> Array:
     """The tokens of x [B, H, S, D] at positions [B, K]; anything for padding."""
     return np.asarray(np.take_along_axis(x, np.maximum(pos, 0)[:, None, :, None], axis=2))
@@ -171,7 +176,10 @@ def _site_graphs(site: CachedSite, frontier: Frontier) -> tuple[Graph, Graph]:
     attrs["window"] = min(window, _NARROW) if isinstance(window, int) else None
     forward, cached = Graph("site"), Graph("site")
     given = dict(zip(("q", "k", "v", "mask", "bias", "sinks"), node.inputs, strict=False))
-    plain = {name: forward.add_input(name, v.type) for name, v in given.items() if v is not None}
+    plain = {name: forward.add_input(name, v.type) for name, v in given.items() if v is not None and name != "bias"}
+    if given.get("bias") is not None:
+        heads, length = node.output.shape[1], frontier.length
+        plain["bias"] = forward.add_input("bias", TensorType((1, heads, length, length), "f32"))
     operands = [plain.get(name) for name in given]
     forward.set_outputs({"out": forward.add("attention", operands, {**attrs, "causal": True}).output})
     q, k, v = (cached.add_input(name, plain[name].type) for name in ("q", "k", "v"))

@@ -20,7 +20,7 @@ computes them goes away. Positions of padding are -1; they read row 0 of tables,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 
 from irx.analysis.structure import between
@@ -59,6 +59,12 @@ class Positions:
             made = self.target.add_copy(node, self._copies)
             self._copies.update(zip(node.outputs, made.outputs, strict=True))
         return self._copies.get(value, value)
+
+    def store(self, graph: Graph, mapping: Mapping[Value, Value]) -> None:
+        """Replace the values that are new constants by rows of these, in a copy of the source."""
+        for value, (kind, table) in self.stored.items():
+            old = mapping[value]
+            graph.replace(old, _stored_rows(graph, old, kind, table, self.frontier))
 
     def _once(self, key: Hashable, consumer: Node, make: Callable[[Builder], Value]) -> Value:
         if key not in self._made:
@@ -117,26 +123,6 @@ class Positions:
         if clamped is None:
             clamped = self._made["clamped"] = b("maximum", self.pos, 0)
         return b("add", clamped, start) if start else clamped
-
-
-def with_stored_tables(source: Graph, positions: Positions) -> Graph | None:
-    """The source with rows of the new tables in place of what they hold; None where there are no tables.
-
-    A constant is stored in its dtype, so it is rounded where the oracle computes on in float64. Against this graph a
-    conversion has to be exact.
-    """
-    if not positions.stored:
-        return None
-    copy = source.clone()
-    mapping = dict(zip(_values(source), _values(copy), strict=True))
-    for value, (kind, table) in positions.stored.items():
-        old = mapping[value]
-        copy.replace(old, _stored_rows(copy, old, kind, table, positions.frontier))
-    return copy
-
-
-def _values(graph: Graph) -> list[Value]:
-    return [value for node in graph.nodes for value in node.outputs]
 
 
 def _stored_rows(graph: Graph, value: Value, kind: Rows, table: Weight, frontier: Frontier) -> Value:

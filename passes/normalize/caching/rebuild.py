@@ -145,6 +145,24 @@ class Rebuild:
         place = [v is value for v in consumer.inputs].index(True)
         return f"cross_{consumer.op.operands[place].name}"
 
+    def stored(self) -> Graph | None:
+        """The source with the new tables in place of the values they hold; None where there are none.
+
+        A constant is stored in its dtype, so it is rounded where the oracle computes on in float64. Against this graph
+        a conversion has to be exact.
+        """
+        sites = [site for site in self.sites if site.table is not None]
+        if not sites and not self.positions.stored:
+            return None
+        copy = self.source.clone()
+        mapping = dict(zip(_values(self.source), _values(copy), strict=True))
+        self.positions.store(copy, mapping)
+        for site in sites:
+            node = mapping[site.node.output].producer
+            assert node is not None
+            _store_bias(copy, node, cast(Weight, site.table), self.frontier)
+        return copy
+
     # --- attention sites --------------------------------------------------------------------------------------------
 
     def _is_cached(self, node: Node) -> bool:
@@ -195,6 +213,20 @@ class Rebuild:
         if bias not in self._tables:
             self._tables[bias] = distance_table(node, bias, self.frontier, self.weights)
         return self._tables[bias]
+
+
+def _values(graph: Graph) -> list[Value]:
+    return [value for node in graph.nodes for value in node.outputs]
+
+
+def _store_bias(graph: Graph, node: Node, table: Weight, frontier: Frontier) -> None:
+    """Let an attention node read the bias that a table of distances gives."""
+    b = Builder(graph, before=node)
+    row = b("reshape", b("arange", stop=frontier.length), shape=(1, frontier.length))
+    operands = list(node.inputs)
+    operands[4] = b("relative_bias", row, table, keys=frontier.length)
+    graph.replace(node.output, b("attention", *operands, **node.attrs))
+    graph.erase(node)
 
 
 def _key(node: Node) -> tuple[Value, Value]:

@@ -193,6 +193,13 @@ BUCKETS = (
     %attended = irx.attention(%q, %k, %v, none, %b) {scale=0.5, causal=true} : f32[B, 4, S, 4]
 """
 )
+BUCKETS_AND_WINDOW = BUCKETS.replace(
+    "%attended = irx.attention(%q, %k, %v, none, %b)",
+    """%near = irx.lt(%d, 40) : bool[S, S]
+    %w = irx.where(%near, 0.0, -inf) : f32[S, S]
+    %bw = irx.add(%b, %w) : f32[1, 4, S, S]
+    %attended = irx.attention(%q, %k, %v, none, %bw)""",
+)
 SLOPE = """
     %j = irx.arange() {stop=S, dtype="f32"} : f32[S]
     %b = irx.mul(%j, 0.25) : f32[S]
@@ -214,6 +221,13 @@ def test_a_learned_bias_of_distances_becomes_a_table() -> None:
     assert cached(program).near_misses == []
     (table,) = (entry.weight for entry in program.weights if entry.weight.name.endswith("distances"))
     assert table.shape == (4, 10)
+    assert_equal_to_forward(program, LATER)
+
+
+def test_a_window_that_a_bias_hides_becomes_an_attribute() -> None:
+    program = tiny(attention=BUCKETS_AND_WINDOW)
+    assert cached(program).near_misses == []
+    assert [node.attr("window") for node in nodes(program, "decode", "kv_attention")] == [40]
     assert_equal_to_forward(program, LATER)
 
 
@@ -304,6 +318,17 @@ REFUSED = {
     %attended = irx.attention(%q, %k, %v, none, %b) {scale=0.5, causal=true} : f32[B, 4, S, 4]"""
         },
         "depends on more than the distance",
+    ),
+    "bias that hides every other key": (
+        {
+            "attention": DISTANCE
+            + """
+    %odd = irx.remainder(%d, 2) : i64[S, S]
+    %skipped = irx.eq(%odd, 1) : bool[S, S]
+    %b = irx.where(%skipped, -inf, 0.0) : f32[S, S]
+    %attended = irx.attention(%q, %k, %v, none, %b) {scale=0.5, causal=true} : f32[B, 4, S, 4]"""
+        },
+        "the bias hides keys",
     ),
     "positions from the end": (
         {
