@@ -76,7 +76,7 @@ def test_additive_masks() -> None:
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (HEAD + "    %m = irx.le(%d, 0)\n", "neither full nor causal"),
+        (HEAD + "    %m = irx.lt(%d, 0)\n", "neither full nor causal"),
         (HEAD + "    %w = irx.gt(%d, -3)\n    %v = irx.lt(%d, 3)\n    %m = irx.and(%w, %v)\n", "neither full nor"),
         (HEAD + "    %l = irx.mul(%i, S)\n    %b = irx.lt(%j, %l)\n    %m = irx.and(%c, %b)\n", "neither full nor"),
     ],
