@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from irx.backends import find_backend, known_backends
 from irx.backends.torch.call import call_on_arrays
 from irx.errors import DeviceNotFound, MissingFeature, UnsupportedArgument
 from irx.frontends.sources import Source, read
-from irx.ir.blocks import FORMATS
-from irx.ir.graph import Graph, Weight
+from irx.ir.graph import Graph
 from irx.ir.printer import print_program
 from irx.ir.program import Program
-from irx.ir.types import is_packed
-from irx.ir.weights import Weights
+from irx.ir.types import TensorType, is_float, is_packed
 from irx.ledger import Ledger
 from irx.passes import passes
 from irx.pipeline.backend import Backend
@@ -28,12 +26,11 @@ from irx.pipeline.instruments import Compare, standard_instruments
 from irx.pipeline.oracle import Oracle
 from irx.pipeline.pipeline import Pipeline
 from irx.runtime import artifact
-from irx.runtime.compiled import Compiled, restore, stored_dtype
+from irx.runtime.compiled import Compiled, restore
 from irx.runtime.executable import Executable
 from irx.runtime.kernel import GraphKernel
-from irx.runtime.store import Stored, WeightStore
-from irx.runtime.tensors import Packed, from_numpy, to_numpy
-from irx.runtime.weight_file import StoredArray
+from irx.runtime.snapshot import declared, stored_weights, tensor_of
+from irx.runtime.store import WeightStore
 from irx.target import Device, Target
 
 
@@ -132,7 +129,7 @@ def assemble(
 ) -> Executable:
     """Step 7: kernels, weights on their device, and what is known about the model."""
     used = program.used_weights()
-    store = WeightStore(partial(_tensor, program.weights), torch.device(goal.device.kind))
+    store = WeightStore(partial(tensor_of, program.weights), torch.device(goal.device.kind))
     _describe(ledger, program, parts, goal, source)
     made = Compiled(
         name=program.name,
@@ -145,10 +142,10 @@ def assemble(
         blobs=dict(blobs),
         backends={name: backend.name for name, backend in parts.items()},
         packed={weight.name: weight.dtype for weight in used if is_packed(weight.dtype)},
-        weights=_stored(program.weights, used, store),
+        weights=stored_weights(program.weights, used, store),
         store=store,
         ledger=ledger,
-        program=partial(print_program, _declared(program, used)),
+        program=partial(print_program, declared(program, used)),
         tokenizer=_tokenizer_text(tokenizer if tokenizer is not None else source.tokenizer),
     )
     made.bind()
@@ -197,45 +194,25 @@ def _unsupported(graph: Graph, backend: Backend, device: Device) -> dict[str, st
 def _describe(ledger: Ledger, program: Program, parts: Mapping[str, Backend], goal: Target, source: Source) -> None:
     ledger.summary.backend = ", ".join(sorted({backend.name for backend in parts.values()}))
     ledger.summary.device = goal.device.name
-    ledger.notes += [*program.meta.get("notes", ()), *([source.note] if source.note else [])]
+    ledger.summary.dtype = _dtype(program)
+    ledger.notes += [*program.meta.get("notes", ()), *([source.note] if source.note else []), *_packed_note(program)]
 
 
-def _tensor(weights: Weights, name: str) -> Stored:
-    """A weight in memory of its own: an executable is a snapshot, and the model may be changed afterwards."""
-    weight = weights[name]
-    array = weights.array(weight)
-    if is_packed(weight.dtype):
-        return Packed(from_numpy(array), weight.dtype)
-    return from_numpy(array if array.flags.owndata else array.copy())
+def _dtype(program: Program) -> str:
+    """What the program computes in: the float dtype of most of its values."""
+    found = Counter(
+        value.type.dtype
+        for graph in program.graphs.values()
+        for node in graph.nodes
+        for value in node.outputs
+        if isinstance(value.type, TensorType) and is_float(value.type.dtype)
+    )
+    return found.most_common(1)[0][0] if found else ""
 
 
-def _stored(weights: Weights, used: list[Weight], store: WeightStore) -> list[StoredArray]:
-    """Everything an artifact has to hold. Packed bytes are read again from where they are; the rest is in the store."""
-    packed = weights.copy()
-    packed.keep({weight.name for weight in used if is_packed(weight.dtype)})
-    return [_packed_array(packed, w) if is_packed(w.dtype) else _plain_array(store, w) for w in used]
-
-
-def _packed_array(weights: Weights, weight: Weight) -> StoredArray:
-    shape = FORMATS[weight.dtype].packed_shape([int(str(size)) for size in weight.shape])
-    return StoredArray(weight.name, shape, stored_dtype(weight.dtype), partial(weights.array, weight))
-
-
-def _plain_array(store: WeightStore, weight: Weight) -> StoredArray:
-    def array() -> Any:
-        tensor = store.keep(weight.name)
-        assert isinstance(tensor, Tensor)
-        return to_numpy(tensor)
-
-    return StoredArray(weight.name, tuple(int(str(size)) for size in weight.shape), weight.dtype, array)
-
-
-def _declared(program: Program, used: list[Weight]) -> Program:
-    """The program as text needs it: its weights declared, without the arrays of the model they came from."""
-    weights = Weights()
-    for weight in used:
-        weights.add(weight.name, weight.tensor)
-    return Program(program.name, program.graphs, weights, program.sizes, program.relations, program.meta)
+def _packed_note(program: Program) -> list[str]:
+    forms = sorted({weight.dtype for weight in program.used_weights() if is_packed(weight.dtype)})
+    return [f"weights stored as {', '.join(forms)} are unpacked exactly, once, when they are loaded"] if forms else []
 
 
 def _tokenizer_text(tokenizer: Any) -> str | None:

@@ -235,7 +235,8 @@ def _in_background(check: Callable[..., None], *args: Any) -> Future[None]:
 
     def run() -> None:
         try:
-            future.set_result(check(*args))
+            check(*args)
+            future.set_result(None)
         except Exception as error:
             future.set_exception(error)
 

@@ -10,7 +10,6 @@ import torch
 
 from irx.errors import DamagedArtifact
 from irx.ir.dims import Range
-from irx.ir.types import is_packed
 from irx.ledger import Ledger
 from irx.runtime.artifact import Artifact
 from irx.runtime.kernel import GraphKernel
@@ -110,8 +109,3 @@ def _loader(weights: Mapping[str, torch.Tensor], packed: Mapping[str, str]) -> C
 
 def _stored(name: str, tensor: torch.Tensor) -> StoredArray:
     return StoredArray(name, tuple(tensor.shape), IR[tensor.dtype], lambda: to_numpy(tensor))
-
-
-def stored_dtype(dtype: str) -> str:
-    """The dtype a weight has in a file: block-quantized ones are bytes."""
-    return "u8" if is_packed(dtype) else dtype

@@ -106,7 +106,11 @@ def _held(kv: KVState) -> Tensor:
     """Positions of the slots that may be visible: [B, G, T], or [B, 1, T] where all heads hold the same."""
     if kv.positions is not None:
         return kv.positions
-    return kv.slot_positions()[:, :1, : max(kv.lengths)]
+    shared = kv.step.masks if kv.step is not None else {}
+    slots = shared.get("slots")
+    if slots is None:
+        slots = shared["slots"] = kv.slot_positions()[:, :1, : max(kv.lengths)]
+    return slots
 
 
 def _per_head(mask: Tensor, heads: int) -> Tensor:
