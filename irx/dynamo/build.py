@@ -78,7 +78,7 @@ def build(trace: Trace, state: State, frozen: Sequence[int], goal: Target, setti
     graph, mutated = program.graphs[GRAPH], captured.mutated
     in_place = write_in_place(graph, mutated.values()) if backend.name == "torch" else set()
     copied_back = {index: name for index, name in mutated.items() if name not in in_place}
-    copied = sharing(graph, captured.outputs, copied_back.values())
+    copied = sharing(graph, captured.outputs, list(copied_back.values()))
     schedules = api.schedule(program, {GRAPH: backend}, goal)
     files = backend.build(program, graph, goal.device, schedules)
     logger.debug("%s", ledger)

@@ -9,16 +9,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 from torch import Tensor
 
-from irx.errors import ExportFailed
-from irx.frontends.torch_export.tensors import as_array
-from irx.frontends.torch_export.translate import Translation, remove_dead, translate
 from irx.dynamo.outputs import Output, describe_outputs
 from irx.dynamo.sizes import Place
 from irx.dynamo.tracing import Trace
+from irx.errors import ExportFailed
+from irx.frontends.torch_export.tensors import as_array
+from irx.frontends.torch_export.translate import Translation, remove_dead, translate
 from irx.ir.dims import Dim, Range, SymDim, symbol
 from irx.ir.opdef import Array
 from irx.ir.program import Program
@@ -124,4 +123,3 @@ def _ranges(program: Program, integers: Mapping[str, Place]) -> dict[Place, Rang
     """What integer arguments may be. Sizes are positive for IRX, but an integer of the caller's is any number."""
     known = {place: program.sizes.get(name, Range()) for name, place in integers.items()}
     return {place: Range(max(1, limits.low), limits.high) for place, limits in known.items()}
-

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from irx.ir.graph import Builder, Graph, Literal, Node, Value
-from irx.ir.opdef import Operand
+from irx.ir.opdef import Attr, Operand
 
 
 def write_in_place(graph: Graph, outputs: Iterable[str]) -> set[str]:
@@ -48,5 +48,10 @@ def _written(graph: Graph, node: Node) -> Value:
     index = b("cast", index, dtype="i64")
     index = b("where", b("lt", index, 0), b("add", index, target.shape[axis]), index)  # counted from the end
     arguments = (("self", Operand(0)), ("dim", axis), ("index", Operand(1)), ("src", Operand(2)))
-    attrs = {"target": "aten.scatter_.src", "args": (), "kwargs": arguments, "results": (target.type,)}
+    attrs: dict[str, Attr] = {
+        "target": "aten.scatter_.src",
+        "args": (),
+        "kwargs": arguments,
+        "results": (target.tensor,),
+    }
     return b("torch.call", target, index, source, **attrs)

@@ -31,6 +31,7 @@ _ELSEWHERE = {
     "max_length": "Dynamo decides which sizes vary",
 }
 
+
 @dataclass(frozen=True)
 class Settings:
     """`target` None is the device that the model's tensors are on."""

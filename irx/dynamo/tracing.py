@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._dynamo.utils import detect_fake_mode
+from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -69,7 +69,9 @@ def _placeholders(module: fx.GraphModule) -> list[fx.Node]:
 def _check(inputs: Sequence[Any]) -> None:
     for value in inputs:
         if isinstance(value, Tensor) and (is_traceable_wrapper_subclass(value) or value.layout != torch.strided):
-            raise ExportFailed(f"an input is a {type(value).__name__} of layout {value.layout}, which IRX does not read")
+            raise ExportFailed(
+                f"an input is a {type(value).__name__} of layout {value.layout}, which IRX does not read"
+            )
 
 
 def _fake(mode: FakeTensorMode, value: Any) -> Any:
