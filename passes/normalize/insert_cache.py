@@ -27,7 +27,7 @@ A program that cannot be converted, or whose conversion fails its check, keeps o
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from irx.analysis.values import Prober, ValueFree
@@ -38,6 +38,7 @@ from irx.ir.program import Program
 from irx.ir.weights import Weights
 from irx.passes.normalize.caching.check import CacheCheck, site_error
 from irx.passes.normalize.caching.frontier import Frontier
+from irx.passes.normalize.caching.padding import count_all_tokens
 from irx.passes.normalize.caching.rebuild import Rebuild
 from irx.passes.normalize.caching.refusal import NotCacheable
 from irx.passes.normalize.caching.roles import Roles, find_roles
@@ -94,7 +95,8 @@ class _Conversion:
         self.program.graphs |= ({"encode": encode} if encode else {}) | {"prefill": prefill, "decode": decode}
         self.program.meta |= self._meta(made, roles, encode)
         sites = [Site("forward", s.node.loc, str(s.type), errors.get(s.signature, errors.get(""))) for s in made.sites]
-        return Report(sites)
+        ids = ", ".join(map(str, roles.padding))
+        return Report(sites, note=f"positions do not leave out the id {ids}, as forward does" if ids else "")
 
     def _unpadded(self) -> tuple[Graph, Roles]:
         """A copy of `forward` that gives the logits only, of unpadded tokens: masks of ones, positions from 0."""
@@ -111,8 +113,9 @@ class _Conversion:
             counted = b("arange", stop=roles.length, dtype=given.dtype)
             source.replace(given, b("expand", b("reshape", counted, shape=(1, roles.length)), shape=given.shape))
             source.inputs.remove(given)
+        padding = count_all_tokens(source, roles.tokens)
         erase_unused(source, list(source.reversed_nodes))
-        return source, roles
+        return source, replace(roles, padding=tuple(padding))
 
     def _rebuild(self, source: Graph, roles: Roles, weights: Weights) -> Rebuild:
         free, prober = ValueFree(), Prober(weights, self.ctx.evaluate)

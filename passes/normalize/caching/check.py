@@ -110,6 +110,9 @@ def _without_padding(inputs: Mapping[str, Any], roles: Roles) -> dict[str, Any]:
             made[value.name] = np.ones_like(made[value.name])
             if value not in roles.masks:
                 made[value.name][-1, ..., -1] = 0
+    for padding in roles.padding:
+        ids = made[roles.tokens.name]
+        made[roles.tokens.name] = np.where(ids == padding, padding - 1 if padding else padding + 1, ids)
     for value in roles.positions:
         made[value.name] = np.broadcast_to(np.arange(np.shape(made[value.name])[-1]), np.shape(made[value.name]))
     return made

@@ -120,7 +120,10 @@ class Frontier:
             return None, None
         if table is None or len(table.shape) != 2:
             return None, None
-        kind = self.kind(index)
+        try:
+            kind = self.kind(index)
+        except NotCacheable:  # the looked-up rows may be cacheable all the same, in another shape
+            return None, None
         return (table, kind.start) if isinstance(kind, Counting) else (None, None)
 
     def _counted(self, value: Value, axis: int) -> Kind:

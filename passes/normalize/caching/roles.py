@@ -29,6 +29,7 @@ class Roles:
     """The inputs of one graph by role, and the name of the output with one row of logits per token.
 
     `tokens` is [B, S] or [B, S, D]; `masks` are the decoder's own; `encoder` are the inputs that are not per token.
+    `padding` are ids that the model itself takes for padding.
     """
 
     tokens: Value
@@ -36,6 +37,7 @@ class Roles:
     positions: tuple[Value, ...]
     encoder: tuple[Value, ...]
     logits: str
+    padding: tuple[int, ...] = ()
 
     @property
     def batch(self) -> Dim:

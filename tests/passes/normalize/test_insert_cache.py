@@ -14,6 +14,7 @@ from irx.ir.printer import print_program
 from irx.ir.program import Program
 from irx.ir.types import KVType
 from irx.ops.cache import KVArrays
+from irx.passes.normalize.caching import check
 from irx.passes.normalize.insert_cache import InsertCache
 from irx.passes.normalize.slice_rows import SliceRows
 from irx.rewrite.report import Fuel
@@ -153,6 +154,40 @@ def test_a_table_that_ends_early_bounds_the_length() -> None:
     program = tiny(positions=MASKED, inputs="%attention_mask: i64[B, S]")
     cached(program)
     assert program.meta["max_length"] == 62
+
+
+OWN_COUNT = """
+    %real = irx.ne(%ids, 1) : bool[B, S]
+    %ones = irx.cast(%real) {dtype="i32"} : i32[B, S]
+    %sums = irx.cumsum(%ones) {axis=1} : i64[B, S]
+    %masked = irx.mul(%sums, %ones) : i64[B, S]
+    %shifted = irx.add(%masked, 1) : i64[B, S]
+    %e = irx.embedding(%shifted, $places) : f32[B, S, 16]
+    %x = irx.add(%tokens, %e) : f32[B, S, 16]
+"""
+
+
+def test_a_models_own_count_of_tokens_follows_pos() -> None:
+    program = tiny(positions=OWN_COUNT)
+    report = cached(program)
+    assert report.near_misses == []
+    assert "the id 1" in report.note
+    tokens = np.maximum(ids(), 2)
+    expected = run(program, "forward", {"ids": tokens})["logits"]
+    np.testing.assert_allclose(stepwise(program, tokens, LATER), expected, atol=1e-6)
+
+
+def test_a_comparison_of_tokens_that_does_more_is_no_count() -> None:
+    more = (
+        OWN_COUNT
+        + """
+    %odd = irx.cast(%real) {dtype="f32"} : f32[B, S]
+    %column = irx.reshape(%odd) {shape=[B, S, 1]} : f32[B, S, 1]
+    %z = irx.sub(%x, %column) : f32[B, S, 16]
+"""
+    )
+    program = tiny(positions=more.replace("%x", "%y").replace("%z", "%x"))
+    assert "cumsum is not known to keep tokens apart" in cached(program).near_misses[0].reason
 
 
 def test_equal_tables_are_one() -> None:
@@ -398,6 +433,22 @@ def test_a_wrong_conversion_fails_its_check(monkeypatch: pytest.MonkeyPatch) -> 
     report = cached(program)
     assert "the check failed" in report.near_misses[0].reason
     assert set(program.graphs) == {"forward"}
+
+
+@pytest.mark.parametrize("attention", [CAUSAL, BUCKETS, SLOPE, WINDOW], ids=["causal", "buckets", "slope", "window"])
+def test_large_programs_are_checked_site_by_site(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "_MOST_FLOPS", 0)
+    program = tiny(attention=attention)
+    (site,) = cached(program).sites
+    assert site.error is not None
+    assert site.error < 1e-9
+    assert_equal_to_forward(program, LATER)
+
+
+def test_large_programs_must_be_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "_MOST_FLOPS", 0)
+    program = tiny(behind=MIXES["running sum"])
+    assert "too large" in cached(program).near_misses[0].reason
 
 
 def test_without_fuel_nothing_happens() -> None:
