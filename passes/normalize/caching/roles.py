@@ -88,7 +88,9 @@ def _tokens(graph: Graph, roles: Mapping[Value, str]) -> Value:
 def _check_sequence(tokens: Value) -> None:
     if len(tokens.shape) not in (2, 3):
         raise NotCacheable(f"the tokens {tokens.name} are {tokens.type}, not [batch, length]")
-    length = tokens.shape[1]
+    batch, length = tokens.shape[:2]
+    if not isinstance(batch, SymDim):
+        raise NotCacheable(f"the batch of {tokens.name} is {batch} and cannot vary")
     if not isinstance(length, SymDim) or not length.text.isidentifier():
         raise NotCacheable(f"the length of {tokens.name} is {length} and cannot vary")
 

@@ -410,10 +410,11 @@ def test_what_has_no_cached_form_keeps_only_forward(changes: dict[str, str], rea
     assert print_program(program) == before
 
 
-def test_a_fixed_length_is_refused() -> None:
-    text = print_program(tiny()).replace("S in [1, 64]", "T in [1, 64]").replace("S", "7")
-    report = cached(parse(text))
-    assert "cannot vary" in report.near_misses[0].reason
+@pytest.mark.parametrize("name", ["B", "S"])
+def test_fixed_sizes_are_refused(name: str) -> None:
+    text = re.sub(rf"size {name} in .*\n", "", print_program(tiny()))
+    report = cached(parse(re.sub(rf"\b{name}\b", "7", text)))
+    assert "is 7 and cannot vary" in report.near_misses[0].reason
 
 
 def test_weights_without_arrays_are_only_needed_where_positions_depend_on_them() -> None:
