@@ -35,6 +35,8 @@ class Instruction:
     targets: tuple[int, ...]
     level: int
     is_maker: bool = False  # the function makes the one to be called, from the attributes
+    op: str = ""
+    place: str = ""
 
     def bind(self, sizes: Bindings) -> Callable[..., Any]:
         """The function with its attributes, sizes among them replaced by ints."""
@@ -89,7 +91,7 @@ class _Lowering:
             self._add(node, function, self._attributes(function, node.attrs), sources)
             return
         complete: dict[str, Any] = node.op.complete(node.attrs)
-        prepared = self._shared(split.prepare, complete, tuple(sources[i] for i in split.takes))
+        prepared = self._shared(split.prepare, complete, tuple(sources[i] for i in split.takes), node.op.qualified())
         rest = tuple(s for i, s in enumerate(sources) if i not in split.takes)
         self._add(node, split.rest, {name: complete[name] for name in split.keeps}, (*rest, prepared))
 
@@ -121,12 +123,15 @@ class _Lowering:
         takes_device = "device" in (function.__kwdefaults__ or {})
         return {**attrs, "device": self.device} if takes_device else attrs
 
-    def _shared(self, function: Callable[..., Any], attrs: dict[str, Any], sources: tuple[int, ...]) -> int:
+    def _shared(
+        self, function: Callable[..., Any], attrs: dict[str, Any], sources: tuple[int, ...], op: str = ""
+    ) -> int:
         key = (function, tuple(attrs.items()), sources)
         if key not in self.shared:
             level = self._level(attrs, sources)
             self.shared[key] = self._register(level)
-            self.result.instructions.append(Instruction(function, attrs, sources, (self.shared[key],), level))
+            made = Instruction(function, attrs, sources, (self.shared[key],), level, op=op)
+            self.result.instructions.append(made)
         return self.shared[key]
 
     def _add(
@@ -136,7 +141,8 @@ class _Lowering:
         level = max(least, self._level(attrs, sources))
         targets = tuple(self._register(level) for _ in node.outputs)
         self.registers.update(zip(node.outputs, targets, strict=True))
-        self.result.instructions.append(Instruction(function, attrs, sources, targets, level, is_maker))
+        op, place = node.op.qualified(), node.loc.module
+        self.result.instructions.append(Instruction(function, attrs, sources, targets, level, is_maker, op, place))
 
     def _level(self, attrs: dict[str, Any], sources: tuple[int, ...]) -> int:
         levels = [self.result.levels[s] for s in sources]

@@ -7,6 +7,7 @@ arithmetic on sizes at all. Running a plan is one loop: read registers, call, wr
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from irx.backends.torch.constants import Constants, place
 from irx.backends.torch.lowering import CONSTANT, SIZED, VARIABLE, Instruction, lower
 from irx.ir.dims import Bindings
 from irx.ir.graph import Graph
+from irx.runtime.profile import Timed
 from irx.runtime.store import WeightStore
 
 BINDINGS_KEPT = 32
@@ -36,6 +38,7 @@ class Specialised:
 
     registers: list[Any]
     steps: list[Step]
+    instructions: list[Instruction]  # what the steps were made of
 
 
 class Plan:
@@ -46,6 +49,7 @@ class Plan:
         self.inputs = tuple(graph.inputs)
         self.outputs = tuple(graph.outputs)
         self.output_names = tuple(graph.output_names)
+        self._device = device
         self._lowered = lower(graph, device)
         self._sizes = SizeReader(graph)
         self._registers: list[Any] = [None] * len(self._lowered.levels)
@@ -83,6 +87,25 @@ class Plan:
             results[i] = results[i].clone()
         return results
 
+    def profile(self, *inputs: Any) -> list[Timed]:
+        """The time of every step of one call; KV states are changed in place."""
+        special = self._specialised.get(self._sizes.read(inputs)) or self._specialise(self._sizes.read(inputs))
+        registers = special.registers.copy()
+        registers[: len(inputs)] = inputs
+        times: list[Timed] = []
+        for (function, read, target, dead), made_of in zip(special.steps, special.instructions, strict=True):
+            start = self._now()
+            registers[target] = function(*read(registers))
+            times.append(Timed(made_of.op, made_of.place, self._now() - start))
+            for register in dead:
+                registers[register] = None
+        return times
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
     @property
     def bytes(self) -> int:
         """Bytes of tensors that are kept with bindings of sizes."""
@@ -109,7 +132,8 @@ class Plan:
             if level == SIZED and (register in computed or register not in read):
                 registers[register] = None
         dropped = computed.union(range(len(self.inputs))).difference(self._lowered.outputs)
-        made = self._specialised[sizes] = Specialised(registers, _steps(running, bindings, dropped))
+        steps = _steps(running, bindings, dropped)
+        made = self._specialised[sizes] = Specialised(registers, steps, running)
         return made
 
     def _evaluate_sized(self, registers: list[Any], bindings: Bindings) -> set[Instruction]:

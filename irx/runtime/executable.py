@@ -21,6 +21,7 @@ from irx.runtime.generate import Ending, Sampling, Stream, continue_session, new
 from irx.runtime.kernel import GraphKernel
 from irx.runtime.memory import Memory
 from irx.runtime.output import rebuild
+from irx.runtime.profile import Profile, merged
 from irx.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -132,6 +133,13 @@ class Executable:
         """Bytes of weights, of the caches of living sessions, and of buffers, as allocated now."""
         buffers = sum(kernel.bytes for kernel in self._compiled.kernels.values())
         return Memory(self._compiled.store.bytes, sum(session.memory() for session in self._sessions), buffers)
+
+    def profile(self, *args: Any, repeat: int = 5, **kwargs: Any) -> Profile:
+        """Where the time of a call of forward goes, each step with its median over `repeat` calls after one more."""
+        inputs = self._arguments.bind(args, kwargs)
+        with self._lock, torch.no_grad():
+            self._forward(*inputs)
+            return merged([self._forward.profile(*inputs) for _ in range(max(1, repeat))])
 
     @property
     def program(self) -> str:

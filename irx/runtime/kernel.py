@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from irx.ir.graph import Value
+from irx.runtime.profile import Timed
 from irx.runtime.store import WeightStore
 
 
@@ -24,6 +25,10 @@ class GraphKernel(Protocol):
 
     def bind(self, store: WeightStore) -> None:
         """Take the weights from `store` and prepare what depends on them only. Called once, before the first call."""
+        ...
+
+    def profile(self, *inputs: Any) -> list[Timed]:
+        """The time of every step of a call."""
         ...
 
     def __call__(self, *inputs: Any) -> list[Any]:

@@ -163,6 +163,16 @@ def test_threads_take_turns(model: Any, fast: irx.Executable, ids: torch.Tensor)
         assert close(found[i][1], eager(model, ids[i : i + 1]))
 
 
+def test_a_profile_lists_every_step(fast: irx.Executable, ids: torch.Tensor) -> None:
+    profile = fast.profile(ids, repeat=2)
+    assert {"irx.linear", "irx.attention", "irx.rope"} <= profile.by_op().keys()
+    assert profile.by_op()["irx.linear"][0] == 15
+    assert any(step.place == "model.layers.1.mlp.down_proj" for step in profile.steps)
+    assert all(step.seconds >= 0 for step in profile.steps)
+    assert profile.seconds == pytest.approx(sum(seconds for _, seconds in profile.by_op().values()))
+    assert str(profile).splitlines()[-1].startswith("all")
+
+
 def test_what_an_executable_says_of_itself(fast: irx.Executable) -> None:
     memory = fast.memory()
     weights = sum(p.numel() * 4 for p in (*irx.parse(fast.program).weights,) for p in [_Size(p)])
