@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from irx import api
+from irx.backends.torch import kernels
 from irx.backends.torch.call import call_on_arrays
 from irx.dynamo.capture import GRAPH, Capture, State, capture
 from irx.dynamo.in_place import write_in_place
@@ -25,7 +26,7 @@ from irx.dynamo.settings import Settings
 from irx.dynamo.tracing import Trace
 from irx.ir.graph import Literal, Weight
 from irx.ir.program import Program
-from irx.ir.weights import Weights
+from irx.ir.weights import Derivation, Weights
 from irx.ledger import Ledger
 from irx.passes import passes
 from irx.pipeline.backend import Backend
@@ -35,7 +36,7 @@ from irx.pipeline.oracle import Oracle
 from irx.pipeline.pipeline import Pipeline
 from irx.runtime.kernel import GraphKernel
 from irx.runtime.store import WeightStore
-from irx.runtime.tensors import from_numpy
+from irx.runtime.tensors import TORCH, from_numpy
 from irx.target import Target
 
 logger = logging.getLogger(__name__)
@@ -47,8 +48,8 @@ Stamp: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
 class Built:
     """A compiled graph that lacks its weights.
 
-    `copied_back` are pairs of an argument and the position of the output that holds its new contents. `decisive` names
-    the weights whose elements passes looked at: others may change freely.
+    `copied_back` has triples: an argument, the position of the output that holds its new contents, and whether that may
+    be memory of an argument itself. `decisive` names the weights whose elements passes looked at.
     """
 
     capture: Capture
@@ -57,7 +58,7 @@ class Built:
     files: Mapping[str, bytes]
     goal: Target
     results: Results
-    copied_back: Sequence[tuple[int, int]]
+    copied_back: Sequence[tuple[int, int, bool]]
     decisive: frozenset[str]
 
     def bind(self, state: State) -> GraphKernel:
@@ -83,8 +84,8 @@ def build(trace: Trace, state: State, frozen: Sequence[int], goal: Target, setti
     files = backend.build(program, graph, goal.device, schedules)
     logger.debug("%s", ledger)
     results = Results(captured.outputs, captured.sizes, graph.output_names, copied)
-    pairs = [(index, graph.output_names.index(name)) for index, name in copied_back.items()]
-    return Built(captured, program.weights, backend, files, goal, results, pairs, decisive)
+    written = [(index, graph.output_names.index(name), name in copied) for index, name in copied_back.items()]
+    return Built(captured, program.weights, backend, files, goal, results, written, decisive)
 
 
 def _optimize(program: Program, goal: Target, settings: Settings) -> tuple[Program, Ledger]:
@@ -101,16 +102,25 @@ _derived: WeakValueDictionary[Hashable, Tensor] = WeakValueDictionary()
 
 
 def _tensor(weights: Weights, state: State, name: str) -> Tensor:
+    """A weight: a tensor of the model itself, or what is derived from some, as a view where one will do."""
     if name in state.tensors:
         return state.tensors[name]
     weight = weights[name]
-    if weights.entry(weight).derivation is None:
+    derivation = weights.entry(weight).derivation
+    if derivation is None or not any(isinstance(operand, Weight) for operand in derivation.inputs):
         return from_numpy(weights.array(weight))
     key = _origin(weights, state, weight)
     found = _derived.get(key)
     if found is None:
-        found = _derived[key] = from_numpy(weights.array(weight))
+        found = _derived[key] = _derive(weights, state, derivation).to(TORCH[weight.dtype])
     return found
+
+
+def _derive(weights: Weights, state: State, derivation: Derivation) -> Tensor:
+    """Computed by torch: on the weights' device, and without a copy for what only moves axes."""
+    operands = [_tensor(weights, state, v.name) if isinstance(v, Weight) else v.value for v in derivation.inputs]
+    made: Tensor = kernels.find(derivation.op.name)(*operands, **derivation.attrs)
+    return made
 
 
 def _origin(weights: Weights, state: State, value: Weight | Literal) -> Hashable:

@@ -45,12 +45,13 @@ class CompiledGraph:
         return results
 
     def _run(self, prepared: Prepared, args: Sequence[Any]) -> Any:
-        captured = prepared.built.capture
+        built, captured = prepared.built, prepared.built.capture
         if not all(place.read(args) in limits for place, limits in captured.ranges.items()):
             return self._module(*args)
         inputs = [length(i.read(args)) if isinstance(i, Place) else args[i] for i in captured.inputs]
         computed = prepared.kernel(*inputs)
-        results = prepared.built.results.make(computed, args)
-        for index, position in prepared.built.copied_back:
-            args[index].copy_(computed[position])
+        results = built.results.make(computed, args)
+        contents = [computed[at].clone() if shared else computed[at] for _, at, shared in built.copied_back]
+        for (index, *_), value in zip(built.copied_back, contents, strict=True):
+            args[index].copy_(value)
         return results

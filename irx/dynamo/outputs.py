@@ -153,7 +153,7 @@ def _laid_out(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
 def sharing(graph: Graph, outputs: Sequence[Output], mutated: Sequence[str]) -> set[str]:
     """Names of the graph's outputs that may share memory with an input, or with an output of another storage.
 
-    The new contents of a `mutated` input may be memory of its own graph input: they are copied if that is written to.
+    Among them are the new contents of `mutated` inputs, which are written one after the other.
     """
     values = dict(zip(graph.output_names, graph.outputs, strict=True))
     inputs = set(graph.inputs)

@@ -1,0 +1,111 @@
+"""Whole models under torch.compile: equal to eager at every shape, with no more graphs than any backend needs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+
+from irx.dynamo.graph import CompiledGraph
+from tests.dynamo.recording import Recording, operations, relative
+from tests.end_to_end.families import FAMILIES, Family
+
+NAMES = ("llama", "gpt2", "gemma3", "mixtral", "bert", "vit")
+GENERATING = ("llama", "gpt2", "gemma3", "mixtral")
+SHAPES = ((2, 8), (2, 9), (2, 17), (3, 12), (1, 5), (1, 1))
+
+
+def arguments(family: Family, shape: tuple[int, int]) -> dict[str, Any]:
+    return {**family.inputs(*shape), **({"use_cache": False} if family.caches else {})}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equal_to_eager_at_every_shape(name: str, recording: Recording) -> None:
+    family = FAMILIES[name]
+    model = family.model()
+    compiled = torch.compile(model, backend=recording, fullgraph=True)
+    for shape in SHAPES:
+        with torch.no_grad():
+            result = compiled(**arguments(family, shape))
+        for field, expected in family.eager(model, family.inputs(*shape)).items():
+            assert relative(result[field], expected) < 1e-5, shape
+    assert all(isinstance(graph, CompiledGraph) for graph in recording.graphs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_graphs_are_recognised_as_those_of_export_are(name: str, recording: Recording) -> None:
+    family = FAMILIES[name]
+    model = family.model()
+    with torch.no_grad():
+        torch.compile(model, backend=recording)(**arguments(family, (2, 8)))
+    found = Counter(operations(recording))
+    layers = 3 if name == "gemma3" else 2
+    assert found["attention"] == layers
+    assert found["rms_norm"] + found["layer_norm"] >= 2 * layers
+    assert found["torch.call"] == (6 if name == "mixtral" else 0)  # transformers' own operators for experts
+    assert found["rope"] == (2 * layers if name in ("llama", "mixtral", "gemma3") else 0)
+
+
+def generated(model: Any, family: Family, cache: str) -> list[torch.Tensor]:
+    """Three prompts of different lengths; the static cache grows between them."""
+    chosen = {"cache_implementation": "static"} if cache == "static" else {}
+    lengths = ((2, 9, 12), (2, 14, 20), (1, 5, 6))
+    return [
+        model.generate(
+            family.inputs(batch, length)["input_ids"],
+            max_new_tokens=count,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+            **chosen,
+        )
+        for batch, length, count in lengths
+    ]
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("name", GENERATING)
+def test_generate_gives_the_same_tokens_from_as_many_graphs(name: str, cache: str, recording: Recording) -> None:
+    family = FAMILIES[name]
+    model = family.model()
+    forward = model.forward
+    expected = generated(model, family, cache)
+    graphs = []
+    for backend in ("eager", recording):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        model.forward = torch.compile(forward, backend=backend, fullgraph=True)  # no graph may break
+        with torch._dynamo.config.patch(recompile_limit=64):
+            made = generated(model, family, cache)
+        assert all(torch.equal(a, b) for a, b in zip(made, expected, strict=True))
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs[0] == graphs[1]
+    assert all(isinstance(graph, CompiledGraph) for graph in recording.graphs)
+
+
+def test_a_static_cache_is_written_in_place(recording: Recording) -> None:
+    family = FAMILIES["llama"]
+    model = family.model()
+    model.forward = torch.compile(model.forward, backend=recording)
+    ids = family.inputs(2, 9)["input_ids"]
+    model.generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=0, cache_implementation="static")
+    found = Counter(operations(recording))
+    assert found["scatter"] == 0
+    assert found["torch.call"] == 4  # keys and values of two layers
+    step = recording.built
+    shapes = [value.shape for value in step.backend.load(step.files, step.goal.device).inputs]
+    sizes = {index: shapes[step.capture.inputs.index(index)] for index, *_ in step.copied_back}
+    assert set(sizes.values()) == {()}  # what is copied back are the lengths alone
+
+
+def test_bf16_models_stay_bf16(recording: Recording) -> None:
+    family = FAMILIES["llama"]
+    model = family.model().to(torch.bfloat16)
+    compiled = torch.compile(model, backend=recording)
+    with torch.no_grad():
+        result = compiled(**arguments(family, (2, 9))).logits
+    exact = family.eager(family.model(), family.inputs(2, 9))["logits"]
+    assert result.dtype == torch.bfloat16
+    assert relative(result.float(), exact) < 0.05
