@@ -1,0 +1,103 @@
+"""KV states by themselves: where tokens go with and without a session, buckets, eviction on top."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import irx.ops  # noqa: F401  declares the ops
+from irx.backends.torch.kernels import find
+from irx.ir.opdef import Array, lookup
+from irx.ir.types import KVType
+from irx.ops.cache import KVArrays
+from irx.runtime.kv import Step, bucket, empty_state, step_of
+
+KV = KVType(2, 2, 4, 3, "f32")
+EVICT = {"keep": 6, "sinks": 1, "recent": 2}
+
+
+@pytest.mark.parametrize(
+    ("lengths", "positions", "expected"),
+    [
+        ((0, 0), [[0, 1], [0, 1]], Step(0, (2, 2), True)),
+        ((5, 5), [[5], [5]], Step(5, (6, 6), True)),
+        ((5, 3), [[5], [3]], Step(5, (6, 4), False)),
+        ((0, 0), [[-1, 0], [0, 1]], Step(-1, (1, 2), False)),
+        ((4, 4), [[2], [2]], Step(2, (4, 4), False)),  # written again, behind it there are more
+        ((0,), [[1]], None),
+        ((3,), [[3, 5]], None),
+        ((3,), [[3, -1, 4]], Step(3, (5,), False)),
+    ],
+)
+def test_steps_from_positions(lengths: tuple[int, ...], positions: list[list[int]], expected: Step | None) -> None:
+    assert step_of(lengths, positions) == expected
+
+
+@pytest.mark.parametrize(("slots", "limit", "size"), [(1, 1000, 64), (65, 1000, 128), (900, 1000, 1000), (70, 60, 70)])
+def test_buckets(slots: int, limit: int, size: int) -> None:
+    assert bucket(slots, limit) == size
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [[[0, 1, 2], [0, 1, 2]], [[3], [3]]],
+        [[[0, 1, 2], [-1, 0, 1]], [[3], [2]], [[4, 5], [3, -1]]],
+        [[[0, 1], [0, 1]], [[3], [2]], [[2], [9]]],  # holes: slots carry their positions from then on
+        [[[0, 1, 2], [0, 1, 2]], [[1], [2]]],  # tokens replaced
+    ],
+    ids=["uniform", "padded", "holes", "replaced"],
+)
+def test_appending_and_attending_equal_the_reference(chunks: list[list[list[int]]]) -> None:
+    generator = np.random.default_rng(0)
+    state, reference = empty_state(KV, 2, torch.device("cpu")), KVArrays.empty(KV, 2)
+    for positions in chunks:
+        pos = np.array(positions)
+        k = generator.standard_normal((2, 2, pos.shape[1], 4)).astype(np.float32)
+        v = generator.standard_normal((2, 2, pos.shape[1], 3)).astype(np.float32)
+        q = generator.standard_normal((2, 4, pos.shape[1], 4)).astype(np.float32)
+        state = find("kv_append")(state, *map(torch.from_numpy, (k, v, pos)))
+        reference = lookup("kv_append").reference(reference, k, v, pos)
+        for how in ({}, {"window": 2}, {"causal": False}):
+            out = find("kv_attention")(torch.from_numpy(q), state, torch.from_numpy(pos), scale=0.5, **how)
+            expected = lookup("kv_attention").reference(q, reference, pos, scale=0.5, **how)
+            assert np.allclose(out.numpy(), expected, atol=1e-5), (positions, how)
+
+
+def test_evicted_states_go_on() -> None:
+    """Tokens after an eviction find their slots, and attention sees what the reference sees."""
+    generator = np.random.default_rng(1)
+    state, reference = empty_state(KV, 1, torch.device("cpu")), KVArrays.empty(KV, 1)
+    for start in range(0, 12, 3):
+        pos = np.arange(start, start + 3)[None]
+        k = generator.standard_normal((1, 2, 3, 4)).astype(np.float32)
+        v = generator.standard_normal((1, 2, 3, 3)).astype(np.float32)
+        q = generator.standard_normal((1, 4, 3, 4)).astype(np.float32)
+        scores = generator.random((1, 2, 12)).astype(np.float32)  # of the tokens, whatever their slots
+        state = find("kv_append")(state, *map(torch.from_numpy, (k, v, pos)))
+        reference = lookup("kv_append").reference(reference, k, v, pos)
+        own = torch.from_numpy(by_slot(scores, state.slot_positions().numpy()))
+        state = find("kv_evict")(state, own, **EVICT)
+        reference = lookup("kv_evict").reference(reference, by_slot(scores, reference.positions), **EVICT)
+        out = find("kv_attention")(torch.from_numpy(q), state, torch.from_numpy(pos), scale=0.5)
+        expected = lookup("kv_attention").reference(q, reference, pos, scale=0.5)
+        assert np.allclose(out.numpy(), expected, atol=1e-5)
+    assert int((state.slot_positions() >= 0).sum()) == 2 * EVICT["keep"]
+
+
+def by_slot(scores: Array, positions: Array) -> Array:
+    """The score of the token in each slot."""
+    return np.take_along_axis(scores, np.maximum(positions, 0), axis=2)
+
+
+def test_a_copy_is_independent() -> None:
+    state = empty_state(KV, 1, torch.device("cpu"))
+    tokens = (torch.ones(1, 2, 1, 4), torch.ones(1, 2, 1, 3))
+    state = find("kv_append")(state, *tokens, torch.tensor([[0]]))
+    copy = state.clone()
+    find("kv_append")(copy, *(t * 2 for t in tokens), torch.tensor([[1]]))
+    assert state.lengths == (1,)
+    assert copy.lengths == (2,)
+    assert float(state.k[0, 0, 1].sum()) == 0
+    assert state.bytes == 64 * 2 * 7 * 4
