@@ -84,13 +84,16 @@ def _enlarged(example: Example) -> str:
 def _rejection(model: torch.nn.Module, original: Example) -> Exception | None:
     """What the model itself says to the example as it was given; None where it accepts it.
 
-    A model without elements (on the meta device) is asked with fake tensors, which compute nothing.
+    Fake tensors are asked first, as they compute nothing; what they refuse is run, where it can be.
     """
-    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
-        return _fake_rejection(model, original)
+    rejection = _fake_rejection(model, original)
+    if rejection is None or any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        return rejection
     try:
         with torch.no_grad():
             model(*original.args, **original.kwargs)
+    except NotImplementedError:
+        return rejection  # the adapter's operators can only be traced
     except _REJECTIONS as error:
         return error
     return None

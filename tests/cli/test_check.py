@@ -32,7 +32,10 @@ def test_calls_of_torch_with_their_place(file: Path, capsys: pytest.CaptureFixtu
     assert "model.odd (net.py:7)" in printed
 
 
-def test_near_misses_with_the_first_condition_that_failed(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_near_misses_with_the_first_condition_that_failed(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # else a narrow terminal breaks the reason over lines
     file.write_text(NEARLY)
     misses = found(capsys, file)["near_misses"]
     (reason,) = {miss["reason"] for miss in misses if miss["pass"] == "raise-norm"}  # type: ignore[attr-defined]

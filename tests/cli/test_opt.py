@@ -137,7 +137,6 @@ def test_a_program_that_calls_torch_is_optimized_and_not_compared(
         (["-p", "defualt"], "unknown preset 'defualt'; did you mean 'default'?"),
         (["-p", "fold-constants{generate=true}"], "did you mean 'generated'?"),
         (["-p", "fold-constants{generated=3}"], "must be bool, not 3"),
-        (["-p", "slice-rows | insert-cache"], "'slice-rows' needs 'insert-cache' somewhere before it"),
         (["-p", "cse | | cse"], "<pipeline>:1:7: expected the name of a pass"),
         (["-o", "no/such/folder/out.irx"], "no/such/folder/out.irx cannot be written"),
         (["--target", "a10"], "unknown target 'a10'; did you mean 'a100'?"),
