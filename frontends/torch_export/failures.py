@@ -92,10 +92,8 @@ def _rejection(model: torch.nn.Module, original: Example) -> Exception | None:
     try:
         with torch.no_grad():
             model(*original.args, **original.kwargs)
-    except NotImplementedError:
-        return rejection  # the adapter's operators can only be traced
-    except _REJECTIONS as error:
-        return error
+    except _REJECTIONS:
+        return rejection
     return None
 
 
