@@ -39,15 +39,14 @@ def irx_backend(
     with the option `strict`.
     """
     settings = read_settings(options, mode)
-    reason = _unsuited(graph_module, example_inputs)
-    if reason is not None:
-        say(reason)
-        return graph_module.forward
     try:
-        return _compile(graph_module, example_inputs, settings)
+        reason = _unsuited(graph_module, example_inputs)
+        if reason is None:
+            return _compile(graph_module, example_inputs, settings)
+        say(reason)
     except Exception as error:
         give_up(error)
-        return graph_module.forward
+    return graph_module.forward
 
 
 def _compile(module: fx.GraphModule, inputs: Sequence[Any], settings: Settings) -> CompiledGraph:
