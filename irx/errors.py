@@ -321,3 +321,7 @@ class CannotWrite(IRXError):
 
 class MissingFeature(ArtifactError):
     """The artifact's kernels need an instruction set or a device that this machine lacks."""
+
+
+class KernelFailed(IRXError):
+    """A compiled kernel reported an error or could not be compiled."""
