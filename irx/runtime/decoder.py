@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from threading import RLock
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from irx.ir.graph import Value
 from irx.ir.types import KVType
 from irx.runtime.kernel import GraphKernel
 from irx.runtime.kv import KVState, empty_state
@@ -36,7 +38,12 @@ class Decoder:
         found = {v.name: v.type for v in self.prefill.inputs if isinstance(v.type, KVType)}
         return {name: empty_state(kind, batch, self.device) for name, kind in found.items()}
 
-    @property
+    @cached_property
+    def ids(self) -> Value:
+        """The input that takes the tokens."""
+        return next(value for value in self.prefill.inputs if value.name == self.meta["ids"])
+
+    @cached_property
     def slices_rows(self) -> bool:
         """True when `prefill` is told which rows to compute logits for."""
         return any(value.name == self.meta.get("rows") for value in self.prefill.inputs)
@@ -50,10 +57,16 @@ class Decoder:
 
     def run(self, kernel: GraphKernel, tensors: Mapping[str, Tensor], states: dict[str, KVState]) -> Tensor:
         """The logits of one step; `states` hold the new tokens afterwards."""
-        inputs = [states[v.name] if isinstance(v.type, KVType) else tensors[v.name] for v in kernel.inputs]
+        values = {**tensors, **states}
+        inputs = [values[name] for name in self._inputs[kernel.name]]
         with self.lock, torch.no_grad():
             results = dict(zip(kernel.output_names, kernel(*inputs), strict=True))
         for name in states:
             states[name] = results[name]
         logits: Tensor = results[self.meta["logits"]]
         return logits
+
+    @cached_property
+    def _inputs(self) -> dict[str, list[str]]:
+        """The names of the inputs of both graphs, in order: read here once, as a step is made of little else."""
+        return {kernel.name: [value.name for value in kernel.inputs] for kernel in (self.prefill, self.decode)}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from irx.errors import BadOption, PromptTooLong
-from irx.runtime.sampling import sample
+from irx.runtime.sampling import likeliest, sample
 from irx.runtime.session import Session
 
 Stream: TypeAlias = Callable[[Tensor], object]
@@ -50,15 +50,16 @@ class Sampler:
             self._generator.manual_seed(sampling.seed)
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Token ids i64 [B] from logits [B, V]."""
+        """Token ids i64 [B, 1] from logits [B, 1, V]."""
         options = self.sampling
         if options.temperature == 0:
-            return logits.argmax(-1)
+            return likeliest(logits)
         # Drawn on the host, so that a seed means the same tokens on every device.
         uniform = torch.rand(len(logits), generator=self._generator).to(logits.device)
-        return sample(
-            logits.float(), uniform, temperature=options.temperature, top_k=options.top_k, top_p=options.top_p
+        drawn = sample(
+            logits[:, 0].float(), uniform, temperature=options.temperature, top_k=options.top_k, top_p=options.top_p
         )
+        return drawn[:, None]
 
 
 @dataclass(frozen=True)
@@ -92,22 +93,39 @@ def new_tokens(
     wanted = _longest(session, input_ids, attention_mask) + ending.most
     if limit is not None and wanted > limit:
         raise PromptTooLong(wanted, limit)
-    choose = Sampler(sampling)
+    choose, rows = Sampler(sampling), Rows(len(input_ids), ending)
     logits = session.append(input_ids, attention_mask)
-    stops = torch.tensor(sorted(ending.tokens), dtype=torch.int64, device=logits.device)
-    finished = torch.zeros(len(input_ids), dtype=torch.bool, device=logits.device)
     tokens: list[Tensor] = []
     while True:
-        token = choose(logits[:, -1])
+        token = choose(logits)
         if ending.tokens:
-            token = token.masked_fill(finished, ending.pad)
-            finished |= torch.isin(token, stops)
+            token = rows.filled(token)
         tokens.append(token)
         if stream is not None:
-            stream(token)
-        if len(tokens) == ending.most or (ending.tokens and bool(finished.all())):
-            return torch.stack(tokens, dim=1)
-        logits = session.append(token[:, None])
+            stream(token[:, 0])
+        if len(tokens) == ending.most or rows.all_ended:
+            return torch.cat(tokens, dim=1)
+        logits = session.append(token)
+
+
+class Rows:
+    """Which rows of a generation have ended."""
+
+    def __init__(self, batch: int, ending: Ending) -> None:
+        self._ended = [False] * batch
+        self._ending = ending
+        self.all_ended = False
+
+    def filled(self, token: Tensor) -> Tensor:
+        """The tokens i64 [B, 1] of a step, those of rows that ended before it replaced by the filling."""
+        values = token[:, 0].tolist()
+        if any(self._ended):
+            token = token.masked_fill(torch.tensor(self._ended, device=token.device)[:, None], self._ending.pad)
+        self._ended = [
+            ended or value in self._ending.tokens for ended, value in zip(self._ended, values, strict=True)
+        ]
+        self.all_ended = all(self._ended)
+        return token
 
 
 def continue_session(session: Session, tokens: Tensor, ending: Ending) -> None:

@@ -50,10 +50,12 @@ def place(ids: torch.Tensor, mask: torch.Tensor | None, lengths: tuple[int, ...]
 
 
 def _unpadded(batch: int, count: int, lengths: tuple[int, ...]) -> Placement:
-    uniform = lengths[0] if len(set(lengths)) == 1 else None
+    uniform = lengths[0] if lengths.count(lengths[0]) == batch else None
+    counts, last = (count,) * batch, (count - 1,) * batch
+    if uniform is not None and count == 1:  # every step of a generation: one call of torch
+        return Placement(torch.full((batch, 1), uniform), counts, last, uniform)
     starts = torch.tensor(lengths, dtype=torch.int64)[:, None]
-    positions = starts + torch.arange(count)
-    return Placement(positions, (count,) * batch, (count - 1,) * batch, uniform)
+    return Placement(starts + torch.arange(count), counts, last, uniform)
 
 
 def _check(mask: torch.Tensor, ids: torch.Tensor) -> bool:

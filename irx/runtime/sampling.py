@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,7 @@ def sample(
     (Holtzman et al. 2019, arXiv:1904.09751); the token is where their cumulative sum first exceeds `uniform`.
     """
     if temperature == 0:
-        return logits.argmax(1)
+        return likeliest(logits)
     probability, order = torch.sort(
         torch.softmax(logits.double() / temperature, 1), dim=1, descending=True, stable=True
     )
@@ -29,3 +30,12 @@ def sample(
     place = torch.searchsorted(total, uniform.double()[:, None] * total[:, -1:], right=True)
     last = (kept > 0).sum(1, keepdim=True) - 1  # a probability too small for float64 is never drawn
     return order.gather(1, torch.minimum(place, last))[:, 0]
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """The first of the largest along the last axis: i64[...] for [..., V]."""
+    if logits.device.type != "cpu":
+        return logits.argmax(-1)
+    # numpy's is vectorised; torch's takes ten times as long, fifty for bf16, as long as part of a model's step.
+    wide = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+    return torch.from_numpy(np.asarray(wide.detach().numpy().argmax(-1)))

@@ -35,6 +35,7 @@ class Session:
         self._encoded = dict(encoded or {})
         self._states: dict[str, KVState] = decoder.states(batch)
         self._lengths = (0,) * batch
+        self._slots = 0  # that every dense state is known to have
 
     @property
     def batch(self) -> int:
@@ -90,28 +91,34 @@ class Session:
         return sum(state.bytes for state in self._states.values())
 
     def _check(self, ids: Tensor, mask: Tensor | None) -> None:
-        expected = next(v for v in self._decoder.prefill.inputs if v.name == self._decoder.meta["ids"])
-        if ids.dim() != expected.tensor.rank or len(ids) != self.batch:
+        expected = self._decoder.ids
+        if ids.dim() != expected.tensor.rank or ids.shape[0] != self.batch:
             raise InputMismatch(f"ids have shape {list(ids.shape)}, but the session needs [{self.batch}, length]")
         if ids.is_floating_point() != expected.dtype.startswith(("f", "bf")) or ids.dtype == torch.bool:
             raise InputMismatch(f"ids are {ids.dtype}, but {expected.type} is needed")
         for name, tensor in (("ids", ids), ("attention_mask", mask)):
-            if tensor is not None:
+            if tensor is not None and tensor.device.type != self._decoder.device.type:
                 check_device(name, tensor, str(self._decoder.device))
 
     def _begin(self, placed: Placement, after: tuple[int, ...]) -> None:
         """Tell all states where the tokens of this step go, and make room."""
         start = self._lengths[0] if placed.uniform is None else placed.uniform
         step = Step(start, after, placed.uniform is not None)
-        limit = (self._decoder.max_length or _UNLIMITED) + (step.needed - step.end)
         for state in self._states.values():
             state.step = step
-            if state.positions is None:
-                state.reserve(step.needed, limit)
+        if step.needed > self._slots:
+            self._reserve(step)
+
+    def _reserve(self, step: Step) -> None:
+        limit = (self._decoder.max_length or _UNLIMITED) + (step.needed - step.end)
+        dense = [state for state in self._states.values() if state.positions is None]
+        for state in dense:
+            state.reserve(step.needed, limit)
+        self._slots = min((state.capacity for state in dense), default=_UNLIMITED)
 
     def _run(self, ids: Tensor, placed: Placement, keep: int) -> Tensor:
         decoder = self._decoder
-        tensors = {decoder.meta["ids"]: _integers(ids), "pos": placed.positions.to(decoder.device), **self._encoded}
+        tensors = {decoder.ids.name: _integers(ids), "pos": placed.positions.to(decoder.device), **self._encoded}
         if ids.shape[1] == 1 and placed.counts == (1,) * self.batch:
             return decoder.run(decoder.decode, tensors, self._states)
         rows = wanted_rows(placed, keep, ids.shape[1]).to(decoder.device)

@@ -9,7 +9,8 @@ import torch
 
 import irx
 from irx.errors import BadOption, InputMismatch, PromptTooLong, UnsupportedArgument
-from irx.runtime.sampling import sample
+from irx.runtime.generate import Ending, Rows
+from irx.runtime.sampling import likeliest, sample
 
 
 def greedy(model: Any, ids: torch.Tensor, count: int, **options: Any) -> list[list[int]]:
@@ -97,6 +98,23 @@ def test_draws_follow_the_restricted_probabilities() -> None:
     assert shares(top_k=2) == [0.7, 0.3, 0.0, 0.0]
     assert shares(top_p=0.6) == [0.7, 0.3, 0.0, 0.0]
     assert shares(top_p=0.5) == [1.0, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_the_likeliest_is_the_first_of_the_largest(dtype: torch.dtype) -> None:
+    logits = torch.tensor([[[0.5, 2.0, -1.0, 2.0]], [[-3.0, -4.0, -torch.inf, -2.5]]], dtype=dtype)
+    assert likeliest(logits).tolist() == [[1], [3]]
+    assert likeliest(logits.transpose(0, 1)).tolist() == [[1, 3]], "not contiguous"
+    assert likeliest(logits).dtype == torch.int64
+
+
+def test_rows_are_filled_after_their_end() -> None:
+    rows = Rows(2, Ending(most=9, tokens={7, 8}, pad=1))
+    steps = [[7, 3], [4, 4], [4, 8], [4, 5]]
+    assert [rows.filled(torch.tensor(step)[:, None]).flatten().tolist() for step in steps[:2]] == [[7, 3], [1, 4]]
+    assert not rows.all_ended
+    assert rows.filled(torch.tensor(steps[2])[:, None]).flatten().tolist() == [1, 8]
+    assert rows.all_ended
 
 
 def test_a_session_is_continued(model: Any, fast: irx.Executable, ids: torch.Tensor) -> None:
