@@ -121,9 +121,7 @@ class Rows:
         values = token[:, 0].tolist()
         if any(self._ended):
             token = token.masked_fill(torch.tensor(self._ended, device=token.device)[:, None], self._ending.pad)
-        self._ended = [
-            ended or value in self._ending.tokens for ended, value in zip(self._ended, values, strict=True)
-        ]
+        self._ended = [ended or value in self._ending.tokens for ended, value in zip(self._ended, values, strict=True)]
         self.all_ended = all(self._ended)
         return token
 
