@@ -14,6 +14,7 @@ from irx.ir.graph import Graph, Node
 from irx.ir.parser import parse
 from irx.ir.printer import print_program
 from irx.ir.program import Program
+from irx.ir.regions import expanded
 from irx.ir.sizes import used_sizes
 from irx.target import Device
 
@@ -34,8 +35,8 @@ class TorchBackend:
         return ()
 
     def build(self, program: Program, graph: Graph, device: Device, schedules: Any) -> dict[str, bytes]:
-        """The graph as text."""
-        return {FILE: print_program(_alone(program, graph)).encode()}
+        """The graph as text, with the bodies of fusions in their places."""
+        return {FILE: print_program(_alone(program, expanded(graph))).encode()}
 
     def load(self, blobs: Mapping[str, bytes], device: Device) -> Plan:
         """The kernel of a graph that `build` wrote. Nothing of the text is executed as Python."""

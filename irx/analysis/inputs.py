@@ -12,6 +12,7 @@ from irx.ir.blocks import FORMATS
 from irx.ir.dims import Bindings, Dim, evaluate
 from irx.ir.graph import Graph, Node, Value
 from irx.ir.opdef import Array
+from irx.ir.regions import expanded
 from irx.ir.types import KVType, TensorType, is_float, is_packed, numpy_dtype
 from irx.ops.cache import KVArrays
 
@@ -63,7 +64,8 @@ def random_inputs(graph: Graph, bindings: Bindings, seed: int = 0) -> dict[str, 
     empty, packed weights small. `bindings` must hold every named size of the inputs.
     """
     generator = np.random.default_rng(seed)
-    return {value.name: _random(graph, value, bindings, generator) for value in graph.inputs}
+    plain = expanded(graph)
+    return {value.name: _random(plain, value, bindings, generator) for value in plain.inputs}
 
 
 def _random(graph: Graph, value: Value, bindings: Bindings, generator: np.random.Generator) -> Any:

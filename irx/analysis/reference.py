@@ -8,7 +8,7 @@ operands (`OpDef.streamed`) are lifted piece by piece, and block-quantized ones 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,6 +21,7 @@ from irx.ir.dims import Bindings, SymDim
 from irx.ir.dims import evaluate as evaluate_dim
 from irx.ir.graph import Graph, Literal, Node, Value, Weight
 from irx.ir.opdef import Array, as_float64
+from irx.ir.regions import body_of
 from irx.ir.types import TensorType, is_float, is_packed, numpy_dtype
 from irx.ir.weights import Weights
 from irx.ops.cache import KVArrays
@@ -97,10 +98,11 @@ class _Evaluation:
     sizes: Bindings
     call: Call | None
     round_casts: bool
+    weights_inside: Mapping[Value, Weight] = field(default_factory=dict)  # inputs of a body that stand for weights
 
     def run(self, targets: Sequence[Value], known: Mapping[Value, Any]) -> list[Any]:
         found = dict(known)
-        nodes = _needed(self.graph, targets, known)
+        nodes = _needed(self.graph, targets, {**known, **self.weights_inside})
         for node, finished in zip(nodes, _last_uses(nodes, targets), strict=True):
             found.update(zip(node.outputs, self._node(node, found), strict=True))
             for value in finished:
@@ -108,6 +110,9 @@ class _Evaluation:
         return [self._operand(value, found, streamed=False) for value in targets]
 
     def _node(self, node: Node, found: Mapping[Value, Any]) -> Sequence[Any]:
+        body = body_of(node)
+        if body is not None:
+            return self._fusion(node, body, found)
         attrs = {name: resolve(attr, self.sizes) for name, attr in node.attrs.items()}
         if node.op.name == "dequantize":
             return [self._dequantize(node, attrs, found)]
@@ -120,6 +125,12 @@ class _Evaluation:
         with np.errstate(all="ignore"):
             results = self._apply(node, operands, attrs)
         return [r if isinstance(r, PackedRows) else lift(r) for r in results]
+
+    def _fusion(self, node: Node, body: Graph, found: Mapping[Value, Any]) -> Sequence[Any]:
+        pairs = [(inner, value) for inner, value in zip(body.inputs, node.inputs, strict=True) if value is not None]
+        weights = {inner: value for inner, value in pairs if isinstance(value, Weight)}
+        known = {inner: found[value] for inner, value in pairs if inner not in weights}
+        return replace(self, graph=body, weights_inside=weights).run(body.outputs, known)
 
     def _rounds(self, cast: Node) -> bool:
         """True unless all values of the operand's dtype fit the result's."""
@@ -139,6 +150,7 @@ class _Evaluation:
         weight = node.inputs[0]
         if weight is None:
             raise InputMismatch("nothing to dequantize", where=str(node.loc))
+        weight = self.weights_inside.get(weight, weight)
         raw = self.weights.array(weight) if isinstance(weight, Weight) else found[weight]
         rows = PackedRows(raw, weight.dtype, attrs.get("dtype", "f32"))
         return rows if _only_streamed(self.graph, node.output) else as_float64(rows[:])
@@ -146,6 +158,7 @@ class _Evaluation:
     def _operand(self, value: Value, found: Mapping[Value, Any], *, streamed: bool) -> Any:
         if isinstance(value, Literal):
             return resolve(value.value, self.sizes)
+        value = self.weights_inside.get(value, value)
         if not isinstance(value, Weight):
             return found[value]
         array = self.weights.array(value)

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any, TypeAlias
 
 from irx.ir.dims import SymDim
+from irx.ir.graph import Graph
 from irx.ir.opdef import OpDef, Operand
 from irx.ir.types import TensorType
 
@@ -24,6 +25,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "SymDim": (SymDim,),
     "TensorType": (TensorType,),
     "Operand": (Operand,),
+    "Graph": (Graph,),
     "tuple": (tuple,),
 }
 
@@ -46,7 +48,7 @@ def is_plain(value: Any) -> bool:
     """True for what can be printed and parsed back: see `irx.ir.opdef.Attr`."""
     if type(value) is tuple:
         return all(map(is_plain, value))
-    return value is None or type(value) in (bool, int, float, str, SymDim, TensorType, Operand)
+    return value is None or type(value) in (bool, int, float, str, SymDim, TensorType, Operand, Graph)
 
 
 def fits(value: Any, annotation: str) -> bool:

@@ -2,7 +2,8 @@
 
 Two graphs are the same when each result of one is computed as the result of that name in the other: same op, same
 attributes (left out or given as the default is one thing), same operands in the same order, same types. Weights are
-compared by name, derived ones by how they are made. Nodes that no result needs must be as many and of the same ops.
+compared by name, derived ones by how they are made, bodies of fusions by what they compute. Nodes that no result needs
+must be as many and of the same ops.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from itertools import zip_longest
 from irx.ir.graph import Graph, Literal, Node, Value, Weight
 from irx.ir.printer import present_operands, print_node, print_program, stated_attributes
 from irx.ir.program import Program
+from irx.ir.regions import body_of
 from irx.ir.signatures import inputs_of
 from irx.ir.spelling import format_operand, format_value
 from irx.ir.weights import Weights
@@ -64,6 +66,7 @@ class _Comparison:
         self.stores = weights_a, weights_b
         self.matched: dict[Value, Value] = dict(zip(a.inputs, b.inputs, strict=False))
         self.visited: set[Node] = set()
+        self.bodies: dict[tuple[Graph, Graph], str | None] = {}
         self.taken: set[Node] = set()  # nodes of the second graph that one of the first stands for
 
     def difference(self) -> str | None:
@@ -71,6 +74,10 @@ class _Comparison:
             return f"inputs differ: {_inputs(self.a)}\n      against: {_inputs(self.b)}"
         if self.a.output_names != self.b.output_names:
             return f"results differ: {', '.join(self.a.output_names)}\n      against: {', '.join(self.b.output_names)}"
+        return self.computations()
+
+    def computations(self) -> str | None:
+        """As `difference`, for inputs and results that correspond by their places."""
         for first, second in zip(self.a.outputs, self.b.outputs, strict=True):
             found = self._walk(first, second)
             if found:
@@ -103,8 +110,11 @@ class _Comparison:
         mine, other = present_operands(a), present_operands(b)
         if len(mine) != len(other):
             return _pair(f"{len(mine)} operands against {len(other)}", a, b)
-        if stated_attributes(a.op, a.attrs) != stated_attributes(b.op, b.attrs):
+        if _attributes(a) != _attributes(b):
             return _pair("attributes differ", a, b)
+        inside = self._bodies(body_of(a), body_of(b))
+        if inside is not None:
+            return f"{_pair('bodies differ', a, b)}\n      {inside}"
         if [value.type for value in a.outputs] != [value.type for value in b.outputs]:
             return _pair("types differ", a, b)
         if b in self.taken:
@@ -113,6 +123,14 @@ class _Comparison:
         self.taken.add(b)
         self.matched.update(zip(a.outputs, b.outputs, strict=True))
         return None
+
+    def _bodies(self, a: Graph | None, b: Graph | None) -> str | None:
+        """Compare what two fusions do, whatever names their inputs and results have there."""
+        if a is b or a is None or b is None:
+            return None
+        if (a, b) not in self.bodies:
+            self.bodies[a, b] = _Comparison(a, b, None, None).computations()
+        return self.bodies[a, b]
 
     def _leaves(self, a: Value | None, b: Value | None) -> str | None:
         """Compare where at least one side is no result of a node."""
@@ -145,6 +163,11 @@ class _Comparison:
         return (
             f"nodes without readers differ: {dict(mine - other)} only in the first, {dict(other - mine)} in the second"
         )
+
+
+def _attributes(node: Node) -> dict[str, str]:
+    """The attributes as they are spelled; a body's name does not count."""
+    return {k: text for k, text in stated_attributes(node.op, node.attrs).items() if k != "body"}
 
 
 def _operations(a: Value, b: Value) -> str | None:

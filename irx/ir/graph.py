@@ -8,7 +8,8 @@ the nodes that update them, so that there are no hidden effects.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -238,6 +239,30 @@ class Graph:
         self.set_inputs(node, ())
         node._previous._next, node._next._previous = node._next, node._previous
         node._previous = node._next = node
+
+    def move(self, node: Node, before: Node) -> None:
+        """Let a node stand just before another. The caller sees to it that operands still come before their readers."""
+        node._previous._next, node._next._previous = node._next, node._previous
+        self._link(node, before)
+
+    def span(self, nodes: Collection[Node]) -> list[Node]:
+        """All nodes from the first to the last of `nodes`, in order, found in as many steps as there are."""
+        missing = set(nodes)
+        found = deque([missing.pop()])
+        before, after = found[0]._previous, found[0]._next
+        while missing:
+            if before is not self._end:
+                found.appendleft(before)
+                missing.discard(before)
+                before = before._previous
+            if after is not self._end and missing:
+                found.append(after)
+                missing.discard(after)
+                after = after._next
+            if before is self._end and after is self._end and missing:
+                raise ValueError(f"{missing.pop()!r} is no node of @{self.name}")
+        wanted = [index for index, node in enumerate(found) if node in nodes]
+        return list(found)[wanted[0] : wanted[-1] + 1]
 
     def clone(self, name: str | None = None) -> Graph:
         """An independent copy; weights are shared."""

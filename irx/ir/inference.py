@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from irx.errors import IRXError, TypeRuleError
+from irx.ir.graph import Graph
 from irx.ir.opdef import Attr, OpDef
 from irx.ir.spelling import format_value
 from irx.ir.types import Type
@@ -18,12 +19,16 @@ class Inference:
 
     def types(self, op: type[OpDef], operands: Sequence[Type | None], attrs: Mapping[str, Attr]) -> tuple[Type, ...]:
         """As `OpDef.types`, but a rule that stumbles over a strange attribute is a TypeRuleError too."""
-        # Spelled, because 1, 1.0 and True are one key to a dict.
-        key = (op, *operands, *((name, format_value(value)) for name, value in attrs.items()))
+        key = (op, *operands, *((name, _key(value)) for name, value in attrs.items()))
         found = self._known.get(key)
         if found is None:
             found = self._known[key] = _infer(op, operands, attrs)
         return found
+
+
+def _key(value: Attr) -> object:
+    """Spelled, because 1, 1.0 and True are one key to a dict; bodies by identity."""
+    return value if isinstance(value, Graph) else format_value(value)
 
 
 def _infer(op: type[OpDef], operands: Sequence[Type | None], attrs: Mapping[str, Attr]) -> tuple[Type, ...]:

@@ -7,6 +7,7 @@ parser reads each spelling once. Comments are kept aside, because the one behind
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from irx.errors import ParseError
 
@@ -35,7 +36,7 @@ class Cursor:
     The last token is of kind `end` and empty, so looking ahead by one is always possible.
     """
 
-    __slots__ = ("at", "comments", "file", "kinds", "source", "starts", "texts")
+    __slots__ = ("at", "comments", "file", "kinds", "regions", "source", "starts", "texts")
 
     def __init__(self, source: str, file: str = "<text>") -> None:
         self.source = source
@@ -44,6 +45,7 @@ class Cursor:
         self.texts: list[str] = []
         self.starts: list[int] = []
         self.comments: dict[int, str] = {}  # by the token that follows; only those that share the line of one before
+        self.regions: dict[str, Any] = {}  # graphs that `@name` in attributes stands for, as read so far
         self.at = 0
         self._tokenize()
 

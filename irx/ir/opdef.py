@@ -27,14 +27,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from irx.errors import NameClash, TypeRuleError, UnknownOp, UnknownOption
 from irx.ir.dims import Dim, SymDim
-from irx.ir.types import KVType, TensorType, Type, is_packed, item_bytes
+from irx.ir.types import TensorType, Type, is_packed, item_bytes
+
+if TYPE_CHECKING:
+    from irx.ir.graph import Graph
 
 Array: TypeAlias = NDArray[Any]
 
@@ -46,7 +49,7 @@ class Operand:
     index: int
 
 
-Attr: TypeAlias = "None | bool | int | float | str | SymDim | TensorType | Operand | tuple[Attr, ...]"
+Attr: TypeAlias = "None | bool | int | float | str | SymDim | TensorType | Operand | Graph | tuple[Attr, ...]"
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ def _check_operands(cls: type[OpDef], operands: Sequence[Type | None]) -> None:
     for parameter, operand in zip(cls.operands, operands, strict=False):
         if operand is None and not parameter.optional:
             raise TypeRuleError(f"operand {parameter.name!r} must not be none").of(cls.qualified())
-        if isinstance(operand, KVType) != ("KVType" in parameter.annotation) and operand is not None:
+        if operand is not None and type(operand).__name__ not in parameter.annotation:
             raise TypeRuleError(f"operand {parameter.name!r} has the wrong kind of type: {operand}").of(cls.qualified())
 
 

@@ -1,8 +1,9 @@
 """Reads the text form: what `irx.ir.printer` writes, and what people write in tests.
 
 A text is one `program @name { items }`, or bare items, which make a program named `main` whose sizes need not be
-declared. Items are `meta`, `size`, `relation`, `weight` and `graph`. Result types behind `:` may be left out; where
-they stand they must be what the op's type rule gives. Nothing is ever evaluated as Python.
+declared. Items are `meta`, `size`, `relation`, `weight`, `region` (the body of fusions, above what uses it) and
+`graph`. Result types behind `:` may be left out; where they stand they must be what the op's type rule gives. Nothing
+is ever evaluated as Python.
 
 The ops that the text names must have been declared: import `irx.ops` first.
 """
@@ -22,8 +23,9 @@ from irx.ir.spelling import RESERVED, unquote
 from irx.ir.statements import guess, read_application, read_types
 from irx.ir.types import TensorType, Type
 from irx.ir.values import read_scalar
+from irx.ir.weights import Weights
 
-_ITEMS = ("meta", "size", "relation", "weight", "graph")
+_ITEMS = ("meta", "size", "relation", "weight", "region", "graph")
 
 
 def parse(text: str, file: str = "<text>") -> Program:
@@ -133,6 +135,13 @@ class _Parser:
         if name not in self.result.weights:
             raise cursor.error(f"weight ${name} is not declared above", at)
         return self.result.weights[name]
+
+    def _region(self) -> None:
+        at = self.cursor.at
+        name = self._symbol("the region's name")
+        if name in self.cursor.regions:
+            raise self.cursor.error(f"region @{name} is defined twice", at)
+        self.cursor.regions[name] = GraphParser(self.cursor, name, Weights(), self.inference).graph()
 
     def _graph(self) -> None:
         at = self.cursor.at

@@ -22,6 +22,7 @@ from irx.ir.dims import Range
 from irx.ir.graph import Graph, Node, Value
 from irx.ir.opdef import Attr, OpDef
 from irx.ir.program import Program
+from irx.ir.regions import regions
 from irx.ir.spelling import format_loc, format_operand, format_symbol, format_value, format_weight, format_word
 from irx.ir.weights import Entry
 
@@ -34,8 +35,8 @@ def print_program(program: Program) -> str:
 
 
 def print_graph(graph: Graph) -> str:
-    """One graph, as it stands in a program but not indented; ends with a newline."""
-    return "\n".join([*_graph(graph), ""])
+    """One graph, as it stands in a program but not indented, without its regions; ends with a newline."""
+    return "\n".join([*_graph(graph, "graph"), ""])
 
 
 def print_node(node: Node) -> str:
@@ -73,8 +74,10 @@ def _items(program: Program) -> Iterator[str]:
     yield from (_size(name, range) for name, range in program.sizes.items())
     yield from (f"relation {json.dumps(relation)}" for relation in program.relations)
     yield from map(_weight, program.weights)
+    for body in regions(program):
+        yield from _graph(body, "region")
     for graph in program.graphs.values():
-        yield from _graph(graph)
+        yield from _graph(graph, "graph")
 
 
 def _size(name: str, range: Range) -> str:
@@ -92,11 +95,11 @@ def _weight(entry: Entry) -> str:
     return f"{head} = {made.op.qualified()}({operands}){_attributes(made.op, made.attrs)}"
 
 
-def _graph(graph: Graph) -> Iterator[str]:
+def _graph(graph: Graph, kind: str) -> Iterator[str]:
     inputs = ", ".join(f"%{v.name}: {v.type}" for v in graph.inputs)
     named = zip(graph.output_names, graph.outputs, strict=True)
     outputs = ", ".join(f"{format_word(name)}: {v.type}" for name, v in named)
-    yield f"graph {format_symbol(graph.name)}({inputs}) -> ({outputs}) {{"
+    yield f"{kind} {format_symbol(graph.name)}({inputs}) -> ({outputs}) {{"
     for node in graph.nodes:
         place = format_loc(node.loc)
         yield f"  {print_node(node)}" + (f"  // {place}" if place else "")

@@ -89,6 +89,9 @@ def _attribute_dims(value: object) -> Iterator[Dim]:
         yield value
     elif isinstance(value, TensorType):
         yield from value.shape
+    elif isinstance(value, Graph):
+        for node in value.nodes:
+            yield from _dims(node)
     elif isinstance(value, tuple):
         for part in value:
             yield from _attribute_dims(part)

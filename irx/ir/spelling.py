@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from irx.ir.dims import SymDim
-from irx.ir.graph import Literal, Loc, Value, Weight
+from irx.ir.graph import Graph, Literal, Loc, Value, Weight
 from irx.ir.lexer import STRING
 from irx.ir.opdef import Operand
 from irx.ir.types import TensorType
@@ -71,6 +71,8 @@ def format_value(value: Any) -> str:
         return json.dumps(value)
     if kind is tuple:
         return f"[{', '.join(map(format_value, value))}]"
+    if kind is Graph:
+        return format_symbol(value.name)
     if kind is Operand:
         return f"#{value.index}"
     raise TypeError(f"{value!r} of type {kind.__name__} cannot be an attribute")

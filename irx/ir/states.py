@@ -6,6 +6,7 @@ import re
 
 from irx.errors import VerifyError
 from irx.ir.graph import Graph, Node, Value
+from irx.ir.regions import body_of
 from irx.ir.types import KVType
 
 _WORD = re.compile(r"[\w.-]+")
@@ -21,8 +22,7 @@ def check_states(graph: Graph) -> None:
             if state in replaced:
                 by = f"{replaced[state]!r} has replaced it"
                 raise VerifyError(9, f"KV state %{state.name} is used after {by}", where=f"@{graph.name}: {node!r}")
-        if replaces(node):
-            replaced.update((state, node) for state in _states(node.inputs))
+        replaced.update((state, node) for state in replaced_states(node))
         for value in node.outputs:
             _check_words(graph, value)
     for value in _states(tuple(graph.outputs)):
@@ -30,9 +30,14 @@ def check_states(graph: Graph) -> None:
             raise VerifyError(9, f"KV state %{value.name} is returned, but was replaced", where=f"@{graph.name}")
 
 
-def replaces(node: Node) -> bool:
-    """True for an op that takes a KV state and gives the next one, such as `kv_append`."""
-    return bool(_states(node.inputs)) and bool(_states(node.outputs)) and not node.op.copies_state
+def replaced_states(node: Node) -> list[Value]:
+    """The KV states that a node takes and gives the next one of, as `kv_append` does; a fusion where its body does."""
+    taken = _states(node.inputs)
+    body = body_of(node)
+    if body is not None:
+        inside = {state for inner in body.nodes for state in replaced_states(inner)} if taken else set()
+        return [s for inner, s in zip(body.inputs, node.inputs, strict=True) if inner in inside and s is not None]
+    return taken if _states(node.outputs) and not node.op.copies_state else []
 
 
 def _states(values: tuple[Value | None, ...]) -> list[Value]:

@@ -38,10 +38,24 @@ def read_value(cursor: Cursor, depth: int = 0) -> Attr:
         return _guarded(cursor, at, lambda: str(json.loads(text)))
     if kind == "type":
         return _tensor_type(cursor)
+    if kind == "symbol":
+        return _region(cursor)
     if kind == "operand":
         cursor.at += 1
         return Operand(int(text[1:]))
     return read_scalar(cursor)
+
+
+def _region(cursor: Cursor) -> Attr:
+    """The graph of a region that was read before."""
+    at = cursor.at
+    text = cursor.expect_kind("symbol", "a region like @name")[1:]
+    name = _guarded(cursor, at, lambda: str(json.loads(text)) if text.startswith('"') else text)
+    if name not in cursor.regions:
+        guess = nearest(name, list(cursor.regions))
+        raise cursor.error(f"unknown region @{name}", at, fix=f"did you mean '@{guess}'?" if guess else None)
+    region: Attr = cursor.regions[name]
+    return region
 
 
 def read_scalar(cursor: Cursor) -> bool | int | float | SymDim | None:

@@ -23,6 +23,8 @@ The rules, by the number that an error names:
 11. Attributes are declared by the op, plain data, and of the declared kind; operand marks (`#0`) name operands that
     the node has.
 12. The weak dtypes belong to literals alone: no input, weight or result has one.
+13. The body of a fusion is a graph that follows these rules itself. It reads no weights (they are its inputs) and holds
+    no fusion, and no two bodies have one name.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from irx.ir.inference import Inference
 from irx.ir.opdef import Operand
 from irx.ir.printer import print_node
 from irx.ir.program import Program
+from irx.ir.regions import body_of, regions
 from irx.ir.signatures import check_signatures
 from irx.ir.sizes import check_bound, check_declared, dims_of
 from irx.ir.states import check_states
@@ -57,6 +60,7 @@ def verify(program: Program) -> None:
         _GraphCheck(program, graph, inference).run()
         check_bound(program, graph)
         check_states(graph)
+    _check_regions(program, inference)
     check_signatures(program)
 
 
@@ -151,6 +155,19 @@ class _GraphCheck:
         if node is not None:
             place += f": {_shown(node)} ({node.loc})"
         return VerifyError(rule, what, where=place)
+
+
+def _check_regions(program: Program, inference: Inference) -> None:
+    names: set[str] = set()
+    for body in regions(program):
+        if body.name in names:
+            raise VerifyError(13, f"two regions are named @{body.name}")
+        names.add(body.name)
+        for node in body.nodes:
+            if body_of(node) is not None or any(isinstance(value, Weight) for value in node.inputs):
+                raise VerifyError(13, "a body holds no fusion and reads no weight", where=f"@{body.name}: {node!r}")
+        _GraphCheck(program, body, inference).run()
+        check_states(body)
 
 
 def _check_weights(program: Program, inference: Inference) -> None:

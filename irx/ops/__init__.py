@@ -7,6 +7,7 @@ from irx.ops import (
     call,
     conv,
     elementwise,
+    fusion,
     indexing,
     linear,
     moe,
@@ -34,6 +35,7 @@ FAMILIES = (
     moe,
     sampling,
     call,
+    fusion,
 )
 
 __all__ = ["FAMILIES"]

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from irx.ir.graph import Graph, Loc
 from irx.ir.program import Program
+from irx.ir.regions import flat_nodes
 from irx.ledger import KEPT, NO_MATCH, REFUSED, Miss, Row
 from irx.pipeline.base import NearMiss, Pass, Report, Site
 
@@ -38,7 +39,7 @@ def refused_row(step: int, one: Pass, reason: str, report: Report | None = None)
 def operations(program: Program) -> dict[str, int]:
     """How many nodes of each op a step of the model runs, those left to torch not counted."""
     main = next((name for name in ("decode", "forward", *program.graphs) if name in program.graphs), None)
-    nodes = program.graphs[main].nodes if main is not None else ()
+    nodes = flat_nodes(program.graphs[main]) if main is not None else ()
     return dict(Counter(node.op.name for node in nodes if node.op.name != "torch.call"))
 
 
@@ -51,7 +52,7 @@ def calls(program: Program) -> dict[str, int]:
 
 
 def _calls(graph: Graph) -> Counter[str]:
-    return Counter(str(node.attr("target")) for node in graph.nodes if node.op.name == "torch.call")
+    return Counter(str(node.attr("target")) for node in flat_nodes(graph) if node.op.name == "torch.call")
 
 
 def _row(step: int, one: Pass, decision: str) -> Row:

@@ -2,5 +2,6 @@
 
 `patterns` (made of `matchers`, under `conditions`, found as a `match`) say what to look for, `rewriter` applies rules
 and keeps the books, `simplify` is for what needs no pattern. `check` compares a site's two spellings on random inputs,
-`report` is what is told about it, `recorder` takes back what was only tried, `cleanup` removes what nothing reads.
+`report` is what is told about it, `recorder` takes back what was only tried, `cleanup` removes what nothing reads,
+`outline` makes fusions of nodes.
 """

@@ -19,6 +19,7 @@ from irx.errors import IRXError
 from irx.ir.dims import Range, evaluate
 from irx.ir.graph import Graph, Value
 from irx.ir.opdef import Array
+from irx.ir.regions import body_of
 from irx.ir.types import TensorType, is_float
 
 Evaluate: TypeAlias = Callable[[Graph, Mapping[str, Any], Mapping[str, int]], list[Array]]
@@ -71,7 +72,11 @@ class Check:
 def _without_rounding(graph: Graph) -> None:
     """Let float casts do nothing: a rewrite may move them, and what is compared is the function."""
     for node in graph.nodes:
-        if node.op.name == "cast" and is_float(node.output.dtype):
+        body = body_of(node)
+        if body is not None:
+            node.attrs["body"] = body = body.clone()
+            _without_rounding(body)
+        elif node.op.name == "cast" and is_float(node.output.dtype):
             node.attrs["dtype"] = "f64"
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from irx.ir.graph import Builder, Graph
 from irx.ir.opdef import Operand
 from irx.ir.types import TensorType
 from tests.ops.cases import Bools, Case, Fixed, Floats, Ints
@@ -92,6 +93,13 @@ def _full(shape: tuple[int, ...], value: Any, dtype: str) -> torch.Tensor:
     return torch.full(shape, value, dtype=_DTYPES[dtype])
 
 
+def _body() -> Graph:
+    body = Graph("twice.0")
+    x = body.add_input("x", TensorType((2, 7, 15), "f32"))
+    body.set_outputs({"twice": Builder(body)("add", x, x)})
+    return body
+
+
 def _made() -> list[Case]:
     once = ("f32",)
     types = (TensorType((2, 3), "f32"), TensorType((2, 3), "i64"))
@@ -104,6 +112,7 @@ def _made() -> list[Case]:
         Case("full", (), {"shape": (2, 7), "value": 0.5, "dtype": "bf16"}, _full, once),
         Case("full", (), {"shape": (), "value": True, "dtype": "bool"}, _full, once, label="bool"),
         Case("torch.call", (X,), call),
+        Case("fusion", (X,), {"body": _body()}, dtypes=once, named=False),
     ]
 
 
