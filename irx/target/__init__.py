@@ -5,6 +5,19 @@ Adding a device is adding one file to `devices/`; nothing here imports torch.
 
 from irx.target.device import Device, devices, find_device
 from irx.target.host import host_cpu, host_device, host_gpu
+from irx.target.measurement import Measurement, is_measured, measure_host, measured
 from irx.target.target import Target
 
-__all__ = ["Device", "Target", "devices", "find_device", "host_cpu", "host_device", "host_gpu"]
+__all__ = [
+    "Device",
+    "Measurement",
+    "Target",
+    "devices",
+    "find_device",
+    "host_cpu",
+    "host_device",
+    "host_gpu",
+    "is_measured",
+    "measure_host",
+    "measured",
+]

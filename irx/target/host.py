@@ -2,6 +2,7 @@
 
 Cores, features and memory are read. Peak and bandwidth are those of the shipped CPU with the widest instruction set
 that this one also has, scaled to this number of cores: good enough to rank choices, never quoted as measured.
+Nothing is measured here; `irx.target.measurement` does that when it is asked.
 """
 
 from __future__ import annotations
