@@ -1,9 +1,17 @@
 """Block-quantized storage: weights kept as packed bytes, a few bits an element plus scales for every block of a row.
 
 A packed weight has the logical shape `[..., K]` and is stored as `uint8[..., K / elements * bytes]`. Blocks never cross
-rows, so any reordering of rows is a reordering of raw rows. The layouts are those of GGML, the only ones the compiler
-reads; `unpack` is the definition of what the bytes mean, and every packed kernel is judged against it. All arithmetic
-is float32 in a fixed order: for every format `scale * q`, or `scale * q + minimum`, each operation rounded once.
+rows, so any reordering of rows is a reordering of raw rows. The layouts `q...` are those of GGML; for groups that GGML
+does not have there are own ones, of group size G:
+
+    i8gG   G signed codes of 8 bits, f16 scale                      value = scale * code
+    i4gG   G codes of 4 bits, f16 scale                             value = scale * (code - 8)
+    u4gG   G codes of 4 bits, f16 scale, f16 minimum                value = scale * code + minimum
+
+Codes of 4 bits are stored as in q4_0: 16 bytes for every 32 elements, elements 0 to 15 in the low halves, 16 to 31 in the
+high ones (8 bytes likewise for a group of 16). `unpack` is the definition of what the bytes mean, and every packed kernel
+is judged against it; `irx.ir.packing` makes them. All arithmetic is float32 in a fixed order: `scale * q`, or
+`scale * q + minimum`, each operation rounded once.
 """
 
 from __future__ import annotations
@@ -47,6 +55,9 @@ class BlockFormat:
         return size // block
 
 
+OWN_GROUPS = (16, 64, 128, 256)
+"""Group sizes of the own formats; GGML's q8_0, q4_0 and q4_1 are those of 32."""
+
 FORMATS: dict[str, BlockFormat] = {
     form.name: form
     for form in (
@@ -58,6 +69,9 @@ FORMATS: dict[str, BlockFormat] = {
         BlockFormat("q4_k", 256, 144),
         BlockFormat("q5_k", 256, 176),
         BlockFormat("q6_k", 256, 210),
+        *(BlockFormat(f"i8g{group}", group, group + 2) for group in OWN_GROUPS),
+        *(BlockFormat(f"i4g{group}", group, group // 2 + 2) for group in OWN_GROUPS),
+        *(BlockFormat(f"u4g{group}", group, group // 2 + 4) for group in OWN_GROUPS),
     )
 }
 
@@ -154,6 +168,28 @@ def _q6_k(blocks: Bytes) -> Floats:
     return (scale[:, :, None] * codes).reshape(-1, 256)
 
 
+def _codes(blocks: Bytes, group: int) -> Floats:
+    """The 4-bit codes of a group, from its first bytes, as float32 `[n, group]`."""
+    width = min(group, 32) // 2
+    pieces = blocks[:, : group // 2].reshape(len(blocks), -1, width)
+    return _nibbles(pieces).reshape(len(blocks), group).astype(np.float32)
+
+
+def _i8(blocks: Bytes) -> Floats:
+    group = blocks.shape[1] - 2
+    return _half(blocks, group) * blocks[:, :group].view(np.int8).astype(np.float32)
+
+
+def _i4(blocks: Bytes) -> Floats:
+    half = blocks.shape[1] - 2
+    return _half(blocks, half) * (_codes(blocks, 2 * half) - 8)
+
+
+def _u4(blocks: Bytes) -> Floats:
+    half = blocks.shape[1] - 4
+    return _half(blocks, half) * _codes(blocks, 2 * half) + _half(blocks, half + 2)
+
+
 _DECODERS: dict[str, Callable[[Bytes], Floats]] = {
     "q4_0": _q4_0,
     "q4_1": _q4_1,
@@ -163,4 +199,7 @@ _DECODERS: dict[str, Callable[[Bytes], Floats]] = {
     "q4_k": _q4_k,
     "q5_k": _q5_k,
     "q6_k": _q6_k,
+    **{f"i8g{group}": _i8 for group in OWN_GROUPS},
+    **{f"i4g{group}": _i4 for group in OWN_GROUPS},
+    **{f"u4g{group}": _u4 for group in OWN_GROUPS},
 }

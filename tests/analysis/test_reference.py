@@ -17,6 +17,7 @@ from irx.ir.blocks import unpack
 from irx.ir.dims import symbol
 from irx.ir.graph import Builder, Graph
 from irx.ir.opdef import Operand
+from irx.ir.packing import pack
 from irx.ir.types import KVType, TensorType
 from irx.ir.weights import Weights
 from irx.ops.cache import KVArrays
@@ -128,6 +129,26 @@ def test_a_derived_weight_may_be_unpacked() -> None:
     expected = unpack(raw, "q8_0").astype(ml_dtypes.bfloat16)
     np.testing.assert_array_equal(weights.array(plain).astype(np.float32), expected.astype(np.float32))
     assert weights.array(plain).dtype == expected.dtype
+
+
+def test_packed_weights_are_joined_by_their_raw_rows() -> None:
+    weights, first, raw = packed_weights(3)
+    second = weights.add("v", TensorType((2, 64), "q8_0"), lambda: raw[:2])
+    both = weights.derive("both", "concat", [first, second], axis=0)
+    assert str(both.type) == "q8_0[5, 64]"
+    np.testing.assert_array_equal(weights.array(both), np.concatenate([raw, raw[:2]]))
+
+
+def test_a_float_weight_is_packed_when_it_is_needed() -> None:
+    array = np.random.default_rng(0).standard_normal((3, 64)).astype(ml_dtypes.bfloat16)
+    weights = Weights()
+    packed = weights.derive("packed", "quantize", [weights.add_array("w", array)], format="q8_0")
+    assert str(packed.type) == "q8_0[3, 64]"
+    np.testing.assert_array_equal(weights.array(packed), pack(array, "q8_0"))
+    graph, b, (x,) = build(("x", TensorType((B, 64), "bf16")))
+    graph.set_outputs({"y": b("linear", x, b("dequantize", packed, dtype="bf16"))})
+    (y,) = evaluate(graph, {"x": np.ones((1, 64), ml_dtypes.bfloat16)}, {}, weights)
+    np.testing.assert_allclose(y[0], array.astype(np.float64).sum(1), atol=0.2)
 
 
 def test_an_embedding_unpacks_only_the_rows_it_returns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,9 @@ gguf = pytest.importorskip("gguf", reason="the gguf package is the second opinio
 # Byte offsets of the float16 fields of each format, so that random blocks hold finite scales.
 HALVES = {"q4_0": [0], "q4_1": [0, 2], "q5_0": [0], "q5_1": [0, 2], "q8_0": [0], "q4_k": [0, 2], "q5_k": [0, 2]}
 HALVES |= {"q6_k": [208]}
+GGML = tuple(HALVES)
+for _group in blocks.OWN_GROUPS:
+    HALVES |= {f"i8g{_group}": [_group], f"i4g{_group}": [_group // 2], f"u4g{_group}": [_group // 2, _group // 2 + 2]}
 
 
 def random_blocks(form: blocks.BlockFormat, *lead: int) -> blocks.Bytes:
@@ -25,7 +28,7 @@ def random_blocks(form: blocks.BlockFormat, *lead: int) -> blocks.Bytes:
     return raw.reshape(*lead, 5 * form.bytes)
 
 
-@pytest.mark.parametrize("name", blocks.FORMATS)
+@pytest.mark.parametrize("name", GGML)
 def test_unpack_equals_the_gguf_package(name: str) -> None:
     form = blocks.FORMATS[name]
     kind = gguf.GGMLQuantizationType[name.upper()]
@@ -35,6 +38,23 @@ def test_unpack_equals_the_gguf_package(name: str) -> None:
     assert values.shape == (3, 7, 5 * form.elements)
     np.testing.assert_array_equal(values.view(np.uint32), gguf.dequantize(raw, kind).view(np.uint32))
     assert gguf.GGML_QUANT_SIZES[kind] == (form.elements, form.bytes)
+
+
+def test_own_formats_mean_what_their_layout_says() -> None:
+    for name in set(blocks.FORMATS) - set(GGML):
+        form = blocks.FORMATS[name]
+        kind, group = name[0], form.elements
+        raw = random_blocks(form, 3).reshape(3, 5, form.bytes)
+        scale, *rest = [raw[..., at : at + 2].copy().view("<f2").astype(np.float32) for at in HALVES[name]]
+        minimum = rest[0] if rest else np.float32(0)
+        values = blocks.unpack(raw.reshape(3, -1), name).reshape(3, 5, group)
+        for element in range(group):
+            half = min(group, 32) // 2
+            piece, place = divmod(element, 2 * half)
+            byte = raw[..., element] if name[1] == "8" else raw[..., piece * half + place % half]
+            code = byte.view(np.int8) if name[1] == "8" else byte >> (4 * (place // half)) & 15
+            code = code.astype(np.float32) - (8 if kind == "i" and name[1] == "4" else 0)
+            np.testing.assert_array_equal(values[..., element], (scale * code[..., None] + minimum)[..., 0])
 
 
 @pytest.mark.parametrize("name", blocks.FORMATS)

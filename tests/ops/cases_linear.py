@@ -28,7 +28,20 @@ def _products() -> list[Case]:
         Case("embedding", (ids, table), torch=F.embedding),
         Case("embedding", (Ints((), 0, 17), table), torch=F.embedding, label="one"),
         *dequantize,
+        *[Case("quantize", (Floats((3, 256)),), {"format": form}, label=form) for form in ("q8_0", "q4_1", "i4g64")],
+        Case("round_activations", (Floats((2, 7, 96)),), torch=_rounded),
+        Case("round_activations", (Floats((7, 5)),), {"bits": 4, "group": 5}, _rounded, label="4 bits"),
+        Case("round_activations", (Floats((7, 64), scale=0.0),), torch=_rounded, label="zeros"),
     ]
+
+
+def _rounded(x: torch.Tensor, bits: int = 8, group: int = 32) -> torch.Tensor:
+    """One group after the other."""
+    y, top = x.float().clone(), 2 ** (bits - 1) - 1
+    for row in y.view(-1, group):
+        scale = row.abs().max() / top
+        row.copy_(torch.round(row * (1 / scale)) * scale if scale else row)
+    return y.to(x.dtype)
 
 
 def _unpacked(form: str) -> Any:

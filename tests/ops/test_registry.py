@@ -11,9 +11,10 @@ import torch
 
 import irx.ops  # noqa: F401  declares the ops
 from irx.errors import NoReference
+from irx.ir.blocks import FORMATS
 from irx.ir.dims import Dim, evaluate, substitute, symbol
 from irx.ir.opdef import OpDef, as_float64, lookup, registry
-from irx.ir.types import KVType, TensorType, Type, is_float
+from irx.ir.types import KVType, TensorType, Type, is_float, is_packed
 from irx.ops.cache import KVArrays
 from tests.ops.cases import NAMED, Case, Packed, all_cases, from_torch, to_torch
 
@@ -74,6 +75,10 @@ def assert_matches(type: Type, result: Any) -> None:
         assert result.positions.shape == result.k.shape[:3]
         return
     result = np.asarray(result)
+    if is_packed(type.dtype):
+        assert result.dtype == np.uint8
+        assert result.shape == FORMATS[type.dtype].packed_shape(type.shape)
+        return
     assert result.shape == type.shape
     kinds = "fV" if is_float(type.dtype) else "b" if type.dtype == "bool" else "iu"
     assert result.dtype.kind in kinds

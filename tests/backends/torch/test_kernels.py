@@ -64,6 +64,10 @@ def _compare(result: Any, wanted: Any, type: Any, tolerance: float) -> None:
         _compare_states(result, wanted, tolerance)
         return
     assert isinstance(type, TensorType)
+    if isinstance(result, Packed):
+        assert result.form == type.dtype
+        np.testing.assert_array_equal(result.raw.numpy(), wanted)
+        return
     assert IR[result.dtype] == type.dtype
     assert tuple(result.shape) == np.shape(wanted) == type.shape
     _close(from_torch(result), wanted, tolerance)
