@@ -2,8 +2,8 @@
 
 Bytes count every operand read and every result written once, as if nothing were fused, except where an op knows that it
 touches less (views move nothing, lookups read only what they return). A cache without a fixed capacity is charged for
-`T` tokens. Weights that depend on nothing else, and what is computed from them alone, count like any other operand. Of a fusion
-only what goes in and comes out counts.
+`T` tokens. Weights that depend on nothing else, and what is computed from them alone, count like any other operand. Of
+a fusion only what goes in and comes out counts.
 """
 
 from __future__ import annotations
