@@ -155,6 +155,9 @@ class TensorType:
 class KVType:
     """The cache of one attention site: what is stored per token, how, and how much of it.
 
+    `layout` is how slots lie in memory: `dense`, a row per slot, or `blocked`, 16 slots beside each other, which a CPU
+    reads without horizontal sums. A dtype of i8 keeps one f32 scale per token and head.
+
     `heads` is the number of key heads, `value_heads` that of value heads (equal for every model seen so far, but a
     cache pass may change one). `k_dim` and `v_dim` are elements per head. `capacity` is in tokens, `None` when the
     runtime chooses it. `shared_with` names the site whose cache this one reads.
@@ -172,7 +175,8 @@ class KVType:
     @property
     def bytes_per_token(self) -> float:
         """Bytes one more token costs, in one row of the batch."""
-        return (self.heads * self.k_dim + self.value_heads * self.v_dim) * item_bytes(self.dtype)
+        scales = 4 * (self.heads + self.value_heads) if self.dtype == "i8" else 0
+        return (self.heads * self.k_dim + self.value_heads * self.v_dim) * item_bytes(self.dtype) + scales
 
     def __str__(self) -> str:
         parts = [f"heads={self.heads}"]

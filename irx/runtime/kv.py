@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from irx.ir.types import KVType
-from irx.runtime.tensors import TORCH
+from irx.runtime.kv_planes import DensePlane, Plane, planes_of, rounded
 
 SMALLEST = 64  # slots of the first bucket
 
@@ -56,70 +56,92 @@ def step_of(lengths: Sequence[int], positions: Sequence[Sequence[int]]) -> Step 
 
 
 class KVState:
-    """Keys [B, G, capacity, D] and values [B, G', capacity, Dv] of one site. Appending changes it in place."""
+    """Keys [B, G, capacity, D] and values [B, G', capacity, Dv] of one site. Appending changes it in place.
 
-    __slots__ = ("k", "lengths", "positions", "step", "v")
+    They lie in planes (`irx.runtime.kv_planes`), by the layout of the site's KVType.
+    """
 
-    def __init__(self, k: Tensor, v: Tensor, lengths: tuple[int, ...], positions: Tensor | None = None) -> None:
-        self.k = k
-        self.v = v
+    __slots__ = ("keys", "lengths", "positions", "step", "values")
+
+    def __init__(
+        self, k: Tensor | Plane, v: Tensor | Plane, lengths: tuple[int, ...], positions: Tensor | None = None
+    ) -> None:
+        self.keys = DensePlane(k) if isinstance(k, Tensor) else k
+        self.values = DensePlane(v) if isinstance(v, Tensor) else v
         self.lengths = lengths
         self.positions = positions
         self.step: Step | None = None
 
     @property
+    def k(self) -> Tensor:
+        """All keys [B, G, capacity, D]: of a dense state themselves, of others a copy."""
+        return self.keys.read(0, self.capacity)
+
+    @property
+    def v(self) -> Tensor:
+        """All values [B, G', capacity, Dv]: of a dense state themselves, of others a copy."""
+        return self.values.read(0, self.capacity)
+
+    def part(self, name: str) -> Tensor:
+        """An array as it is stored: `k`, `v`, and for int8 `k_scale`, `v_scale`. Raises KeyError for another."""
+        plane = {"k": self.keys, "v": self.values}[name[0]]
+        found = plane.scale if name.endswith("_scale") else plane.tensor
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    @property
     def capacity(self) -> int:
         """Slots that are allocated."""
-        return self.k.shape[2]
+        return self.keys.capacity
 
     @property
     def bytes(self) -> int:
         """Bytes allocated."""
-        parts = (self.k, self.v, *([self.positions] if self.positions is not None else []))
-        return sum(part.numel() * part.element_size() for part in parts)
+        positions = 0 if self.positions is None else self.positions.numel() * self.positions.element_size()
+        return self.keys.bytes + self.values.bytes + positions
 
     def reserve(self, slots: int, limit: int) -> None:
         """Make room for `slots`, in doubling buckets of at most `limit`. Slots are zero: masked ones must be finite."""
         if slots <= self.capacity:
             return
-        size = bucket(slots, limit)
-        self.k, self.v = _grown(self.k, size, 0), _grown(self.v, size, 0)
+        size = rounded(bucket(slots, limit), self.keys.arrangement)
+        self.keys, self.values = self.keys.grown(size), self.values.grown(size)
         if self.positions is not None:
-            self.positions = _grown(self.positions, size, -1)
+            self.positions = _grown(self.positions, size)
 
     def slot_positions(self) -> Tensor:
         """The position of the token in each slot, i64[B, G, capacity], -1 where there is none."""
         if self.positions is not None:
             return self.positions
-        slots = torch.arange(self.capacity, device=self.k.device)
-        lengths = torch.tensor(self.lengths, device=self.k.device)
+        slots = torch.arange(self.capacity, device=self.keys.device)
+        lengths = torch.tensor(self.lengths, device=self.keys.device)
         row = torch.where(slots < lengths[:, None], slots, -1)
-        return row[:, None].expand(-1, self.k.shape[1], -1).contiguous()
+        return row[:, None].expand(-1, self.keys.heads, -1).contiguous()
 
     def take(self, index: Tensor) -> KVState:
-        """A state of the slots `index` [B, G, K] of every row and head; their positions travel along."""
-        k = self.k.gather(2, index[..., None].expand(-1, -1, -1, self.k.shape[3]))
-        v = self.v.gather(2, index[..., None].expand(-1, -1, -1, self.v.shape[3]))
+        """A dense state of the slots `index` [B, G, K] of every row and head; their positions travel along."""
+        k, v = self.k, self.v
+        k = k.gather(2, index[..., None].expand(-1, -1, -1, k.shape[3]))
+        v = v.gather(2, index[..., None].expand(-1, -1, -1, v.shape[3]))
         return KVState(k, v, self.lengths, self.slot_positions().gather(2, index))
 
     def clone(self) -> KVState:
         """An independent copy."""
         positions = None if self.positions is None else self.positions.clone()
-        return KVState(self.k.clone(), self.v.clone(), self.lengths, positions)
+        return KVState(self.keys.clone(), self.values.clone(), self.lengths, positions)
 
     def truncate(self, lengths: tuple[int, ...]) -> None:
         """Forget each row's tokens of positions from its length on."""
         self.lengths = lengths
         if self.positions is not None:
-            limits = torch.tensor(lengths, device=self.k.device)[:, None, None]
+            limits = torch.tensor(lengths, device=self.keys.device)[:, None, None]
             self.positions = torch.where(self.positions >= limits, -1, self.positions)
 
 
 def empty_state(kv: KVType, batch: int, device: torch.device, capacity: int = 0) -> KVState:
-    """A state without tokens."""
-    k = torch.zeros(batch, kv.heads, capacity, kv.k_dim, dtype=TORCH[kv.dtype], device=device)
-    v = torch.zeros(batch, kv.value_heads, capacity, kv.v_dim, dtype=TORCH[kv.dtype], device=device)
-    return KVState(k, v, (0,) * batch)
+    """A state without tokens, in the type's layout."""
+    return KVState(*planes_of(kv, batch, device, capacity), (0,) * batch)
 
 
 def bucket(slots: int, limit: int) -> int:
@@ -130,9 +152,7 @@ def bucket(slots: int, limit: int) -> int:
     return max(slots, min(size, limit))
 
 
-def _grown(tensor: Tensor, slots: int, value: int) -> Tensor:
-    shape = list(tensor.shape)
-    shape[2] = slots
-    larger = torch.full(shape, value, dtype=tensor.dtype, device=tensor.device)
-    larger[:, :, : tensor.shape[2]] = tensor
+def _grown(positions: Tensor, slots: int) -> Tensor:
+    larger = positions.new_full((*positions.shape[:2], slots), -1)
+    larger[:, :, : positions.shape[2]] = positions
     return larger

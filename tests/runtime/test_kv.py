@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,8 @@ from irx.ops.cache import KVArrays
 from irx.runtime.kv import Step, bucket, empty_state, step_of
 
 KV = KVType(2, 2, 4, 3, "f32")
+LAYOUTS = [("dense", "f32", 1e-5), ("blocked", "f32", 1e-5), ("blocked", "bf16", 0.03), ("blocked", "i8", 0.05)]
+LAYOUTS += [("dense", "i8", 0.05)]
 EVICT = {"keep": 6, "sinks": 1, "recent": 2}
 
 
@@ -49,9 +53,13 @@ def test_buckets(slots: int, limit: int, size: int) -> None:
     ],
     ids=["uniform", "padded", "holes", "replaced"],
 )
-def test_appending_and_attending_equal_the_reference(chunks: list[list[list[int]]]) -> None:
+@pytest.mark.parametrize(("layout", "dtype", "tolerance"), LAYOUTS)
+def test_appending_and_attending_equal_the_reference(
+    chunks: list[list[list[int]]], layout: str, dtype: str, tolerance: float
+) -> None:
     generator = np.random.default_rng(0)
-    state, reference = empty_state(KV, 2, torch.device("cpu")), KVArrays.empty(KV, 2)
+    kv = replace(KV, layout=layout, dtype=dtype)
+    state, reference = empty_state(kv, 2, torch.device("cpu")), KVArrays.empty(KV, 2)
     for positions in chunks:
         pos = np.array(positions)
         k = generator.standard_normal((2, 2, pos.shape[1], 4)).astype(np.float32)
@@ -62,7 +70,53 @@ def test_appending_and_attending_equal_the_reference(chunks: list[list[list[int]
         for how in ({}, {"window": 2}, {"causal": False}):
             out = find("kv_attention")(torch.from_numpy(q), state, torch.from_numpy(pos), scale=0.5, **how)
             expected = lookup("kv_attention").reference(q, reference, pos, scale=0.5, **how)
-            assert np.allclose(out.numpy(), expected, atol=1e-5), (positions, how)
+            assert np.allclose(out.numpy(), expected, atol=tolerance), (positions, how)
+
+
+@pytest.mark.parametrize(("layout", "dtype", "tolerance"), LAYOUTS)
+def test_slots_keep_their_tokens(layout: str, dtype: str, tolerance: float) -> None:
+    """Through growth, a copy, a shorter sequence, and the choice of some slots; rows of unequal length."""
+    kv = replace(KV, layout=layout, dtype=dtype)
+    state = empty_state(kv, 2, torch.device("cpu"))
+    k, v = torch.randn(2, 2, 70, 4), torch.randn(2, 2, 70, 3)
+    rows = torch.arange(70).expand(2, -1)
+    state = find("kv_append")(state, k[:, :, :60], v[:, :, :60], rows[:, :60])
+    last = torch.stack([rows[0, 60:], torch.tensor([-1, -1, *range(60, 68)])])
+    copy = find("kv_append")(state.clone(), k[:, :, 60:], v[:, :, 60:], last)
+    assert (state.capacity, copy.capacity) == (64, 128)
+    assert copy.lengths == (70, 68)
+    assert torch.allclose(copy.k[0, :, :70].float(), k[0], atol=tolerance)
+    assert torch.allclose(copy.v[1, :, :60].float(), v[1, :, :60], atol=tolerance)
+    assert torch.allclose(copy.v[1, :, 60:68].float(), v[1, :, 62:], atol=tolerance)
+    assert torch.allclose(state.v[1, :, :60].float(), v[1, :, :60], atol=tolerance)
+    copy.truncate((8, 3))
+    assert int((copy.slot_positions() >= 0).sum()) == 2 * 11
+    taken = copy.take(torch.tensor([[[2, 0], [1, 2]]] * 2))
+    assert torch.allclose(taken.k[0, 1].float(), k[0, 1, [1, 2]], atol=tolerance)
+    assert taken.slot_positions()[1].tolist() == [[2, 0], [1, 2]]
+
+
+def test_blocked_parts() -> None:
+    """The arrays that kernels read: 16 keys beside each other, pairs of bf16, quads of bytes with an offset of 128."""
+    shapes = {
+        "f32": ((1, 2, 4, 5, 16, 1), (1, 2, 64, 16, 1, 1)),
+        "bf16": ((1, 2, 4, 3, 16, 2), (1, 2, 32, 16, 2, 1)),
+        "i8": ((1, 2, 4, 2, 16, 4), (1, 2, 64, 16, 1, 1)),
+    }
+    for dtype, (keys, values) in shapes.items():
+        state = empty_state(KVType(2, 2, 5, 3, dtype, "blocked"), 1, torch.device("cpu"), 50)
+        k, v = torch.randn(1, 2, 50, 5), torch.randn(1, 2, 50, 3)
+        find("kv_append")(state, k, v, torch.arange(50)[None])
+        part = state.part("k")
+        assert (tuple(part.shape), tuple(state.part("v").shape)) == (keys, values)
+        assert part.data_ptr() % 64 == 0
+        slot, channel, group = 35, 3, keys[-1]
+        found = float(part[0, 1, slot // 16, channel // group, slot % 16, channel % group])
+        if dtype == "i8":
+            found = (found - 128) * float(state.part("k_scale")[0, 1, slot])
+        assert abs(found - float(k[0, 1, slot, channel])) < 0.03
+    with pytest.raises(KeyError):
+        empty_state(KV, 1, torch.device("cpu")).part("k_scale")
 
 
 def test_evicted_states_go_on() -> None:

@@ -18,14 +18,14 @@ def kv_append(kv: KVState, k: Tensor, v: Tensor, pos: Tensor) -> KVState:
     kv.reserve(step.needed, _UNLIMITED)
     kv.lengths = step.lengths
     if step.uniform:
-        kv.k[:, :, step.start : step.end] = k
-        kv.v[:, :, step.start : step.end] = v
+        kv.keys.write(step.start, k)
+        kv.values.write(step.start, v)
         return kv
     # Padding goes to the slot after the longest row, which no query sees before it is written again.
     slots = torch.where(pos < 0, step.end, pos)
     rows = torch.arange(len(pos), device=pos.device)[:, None]
-    kv.k.transpose(1, 2)[rows, slots] = k.transpose(1, 2).to(kv.k.dtype)
-    kv.v.transpose(1, 2)[rows, slots] = v.transpose(1, 2).to(kv.v.dtype)
+    kv.keys.scatter(rows, slots, k)
+    kv.values.scatter(rows, slots, v)
     return kv
 
 
@@ -45,8 +45,8 @@ def _append_anywhere(kv: KVState, k: Tensor, v: Tensor, pos: Tensor) -> KVState:
         here = (pos[:, s] >= 0)[:, None].expand_as(slots)
         b, g = here.nonzero(as_tuple=True)
         at = slots[b, g]
-        kv.k[b, g, at] = k[b, g, s].to(kv.k.dtype)
-        kv.v[b, g, at] = v[b, g, s].to(kv.v.dtype)
+        kv.keys.put(b, g, at, k[b, g, s])
+        kv.values.put(b, g, at, v[b, g, s])
         kv.positions[b, g, at] = pos[b, s].to(kv.positions.dtype)
     return kv
 
@@ -70,9 +70,9 @@ def kv_attention(
         return _attend_by_position(q, kv, pos, table, sinks, scale, window, softcap, causal)
     if table is None and q.shape[2] == 1:  # the newest token sees all there is
         first = 0 if window is None else max(0, step.end - window)
-        keys, values = kv.k[:, :, first : step.end], kv.v[:, :, first : step.end]
+        keys, values = kv.keys.read(first, step.end), kv.values.read(first, step.end)
         return attend(q, keys.to(q.dtype), values.to(q.dtype), sinks=sinks, scale=scale, softcap=softcap)
-    keys, values = kv.k[:, :, : step.end].to(q.dtype), kv.v[:, :, : step.end].to(q.dtype)
+    keys, values = kv.keys.read(0, step.end).to(q.dtype), kv.values.read(0, step.end).to(q.dtype)
     if table is None and step.start == 0 and (window is None or window >= step.end):
         return attend(q, keys, values, sinks=sinks, scale=scale, causal=True, softcap=softcap)
     mask = step.masks.get(window)
@@ -98,7 +98,7 @@ def _attend_by_position(
         mask = visible(queries, slots[:, :, None], causal, window) & (slots >= 0)[:, :, None] & (queries >= 0)
         mask = masks[key] = _per_head(mask, q.shape[1])
     bias = None if table is None else _bias(table, pos, slots)
-    keys, values = kv.k[:, :, :end].to(q.dtype), kv.v[:, :, :end].to(q.dtype)
+    keys, values = kv.keys.read(0, end).to(q.dtype), kv.values.read(0, end).to(q.dtype)
     return attend(q, keys, values, mask, bias, sinks, scale=scale, softcap=softcap)
 
 
