@@ -8,9 +8,9 @@ does not have there are own ones, of group size G:
     i4gG   G codes of 4 bits, f16 scale                             value = scale * (code - 8)
     u4gG   G codes of 4 bits, f16 scale, f16 minimum                value = scale * code + minimum
 
-Codes of 4 bits are stored as in q4_0: 16 bytes for every 32 elements, elements 0 to 15 in the low halves, 16 to 31 in the
-high ones (8 bytes likewise for a group of 16). `unpack` is the definition of what the bytes mean, and every packed kernel
-is judged against it; `irx.ir.packing` makes them. All arithmetic is float32 in a fixed order: `scale * q`, or
+Codes of 4 bits are stored as in q4_0: 16 bytes for every 32 elements, elements 0 to 15 in the low halves, 16 to 31 in
+the high ones (8 bytes likewise for a group of 16). `unpack` is the definition of what the bytes mean, and every packed
+kernel is judged against it; `irx.ir.packing` makes them. All arithmetic is float32 in a fixed order: `scale * q`, or
 `scale * q + minimum`, each operation rounded once.
 """
 

@@ -3,7 +3,7 @@
 The uniform quantiser: with codes of b bits a group gets the scale `max|x| / (2^(b-1) - 1)` for 8 bits; for 4 bits, so
 that all 16 codes are used, `-x / 8` of its element x of largest magnitude; with a minimum, `(max - min) / 15`. Scale
 and minimum are rounded to float16 first and codes are chosen for what is stored, so packing what was unpacked changes
-nothing (scales below 2^-14 apart). The error of an element is at most half the scale; only without a minimum, in 4 bits,
+nothing (scales below 2^-14 apart). The error of an element is at most half the scale; only in 4 bits without a minimum
 may elements near the opposite of the largest be off by one scale.
 """
 

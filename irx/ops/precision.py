@@ -30,10 +30,8 @@ class Quantize(OpDef):
         need(format in FORMATS and is_writable(format), f"there is no format {format!r} that weights can be packed in")
         need(weight.rank >= 1, "weight must have an axis")
         columns, form = weight.shape[-1], FORMATS[format]
-        need(
-            isinstance(columns, int) and columns % form.elements == 0,
-            f"rows of {columns} elements are no whole blocks of {form.elements}",
-        )
+        whole = isinstance(columns, int) and columns % form.elements == 0
+        need(whole, f"rows of {columns} elements are no whole blocks of {form.elements}")
         return weight.with_dtype(format)
 
     @staticmethod

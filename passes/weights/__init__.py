@@ -1,0 +1,1 @@
+"""Passes that change how weights and activations are stored and rounded: all lossy, and only on request."""

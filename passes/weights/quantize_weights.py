@@ -1,0 +1,144 @@
+"""quantize-weights: the matrices of linears, embeddings and experts are stored in 8 or 4 bits, in blocks with scales.
+
+Before:
+
+    weight $w : f32[1536, 576]
+    %y = irx.linear(%x, $w) : f32[B, S, 1536]
+
+After, with bits=8:
+
+    weight $w : f32[1536, 576]
+    weight $w.q8_0 : q8_0[1536, 576] = irx.quantize($w) {format="q8_0"}
+    %d = irx.dequantize($w.q8_0) : f32[1536, 576]
+    %y = irx.linear(%x, %d) : f32[B, S, 1536]
+
+A weight that several nodes read, as a table that is embedding and LM head, is packed once and for all of them, or for
+none. Rounding is to nearest, without calibration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from irx.errors import UnboundWeight
+from irx.ir.blocks import unpack
+from irx.ir.graph import Builder, Value, Weight
+from irx.ir.opdef import Array
+from irx.ir.packing import pack
+from irx.ir.program import Program
+from irx.passes.weights.error import ProductError
+from irx.passes.weights.grouping import GROUPS, bits_of, finest_needed, fitting, format_name
+from irx.passes.weights.uses import EMBEDDING, HEAD, Matrix, matrices, prepared
+from irx.pipeline.base import Context, Effect, NearMiss, Pass, Report, Site, Stage
+from irx.rewrite.report import Fuel
+
+Part = Literal["head", "embed"]
+_NAMES = {HEAD: "the LM head", EMBEDDING: "an embedding"}
+
+
+@dataclass(frozen=True)
+class QuantizeWeights(Pass):
+    """Store matrices in 8 or 4 bits with a float16 scale (and, unless `symmetric`, a minimum) for every group of a row.
+
+    `scheme` rtn: groups of `group`, or the largest smaller size that divides a row; fine: groups as coarse as the
+    matrix allows, at least `group`. `skip` keeps parts as they are: `head`, `embed`, `none`; by default both in 4 bits.
+    """
+
+    scheme: Literal["rtn", "fine"] = "rtn"
+    bits: int = 8
+    group: int = 32
+    symmetric: bool = True
+    skip: tuple[Part, ...] | Part | Literal["auto"] | None = "auto"
+
+    name = "quantize-weights"
+    stage = Stage.WEIGHTS
+    effect = Effect.LOSSY
+    paper = "fine: Kim et al. 2023, FineQuant, arXiv:2308.09723"
+    measure = "mean KL of next-token distributions under teacher forcing; for encoders the cosine of embeddings"
+
+    def __post_init__(self) -> None:
+        if self.bits not in (4, 8):
+            raise ValueError(f"bits is {self.bits}, but must be 4 or 8")
+        if self.group not in GROUPS:
+            raise ValueError(f"group is {self.group}, but must be one of {', '.join(map(str, sorted(GROUPS)))}")
+        if self.bits == 8 and not self.symmetric:
+            raise ValueError("symmetric=false is for bits=4: in 8 bits a minimum gains nothing")
+        if self.scheme == "fine" and not self.symmetric:
+            raise ValueError("symmetric=false is for scheme=rtn: FineQuant is symmetric")
+
+    def run(self, program: Program, ctx: Context) -> Report:
+        return _Quantization(self, program, ctx.fuel).run()
+
+    @property
+    def skipped(self) -> frozenset[str]:
+        """The parts that stay as they are."""
+        if self.skip == "auto":
+            return frozenset({HEAD, EMBEDDING} if self.bits == 4 else ())
+        parts = (self.skip,) if isinstance(self.skip, str) else self.skip or ()
+        return frozenset(parts)
+
+
+@dataclass
+class _Quantization:
+    options: QuantizeWeights
+    program: Program
+    fuel: Fuel
+    report: Report = field(default_factory=Report)
+
+    def run(self) -> Report:
+        measured = ProductError(self.program.weights)
+        self.report.near_misses += prepared(self.program)
+        for matrix in matrices(self.program):
+            form, reason = self._format(matrix)
+            if form is None:
+                self.report.near_misses.append(NearMiss(matrix.graph, matrix.loc, reason))
+            elif self.fuel.take():
+                self._pack(matrix, form, measured)
+        return self.report
+
+    def _pack(self, matrix: Matrix, form: str, measured: ProductError) -> None:
+        weight, by = matrix.weight, self.options.name
+        error = measured.of_weight(weight, lambda w: _rounded(w, form), form)
+        packed = self.program.weights.derive(f"{weight.name}.{form}", "quantize", [weight], format=form)
+        matrix.redirect(by, lambda b: _dequantized(b, packed, weight.dtype))
+        what = f"{form}, {bits_of(form):g} bits an element"
+        self.report.sites += [Site(use.graph.name, use.node.loc, what, error) for use in matrix.uses]
+
+    def _format(self, matrix: Matrix) -> tuple[str | None, str]:
+        """The format for a weight, or None and why it stays as it is."""
+        options, weight = self.options, matrix.weight
+        kept = self._kept(matrix)
+        if kept is not None:
+            return None, kept
+        columns = weight.shape[-1]
+        fine = options.scheme == "fine"
+        groups = fitting(int(str(columns)), GROUPS[0] if fine else options.group)
+        if not groups:
+            return None, f"rows of {columns} elements are no whole groups of {GROUPS[-1]} or more"
+        coarse = [group for group in groups if group >= options.group] or groups[:1]
+        try:
+            array: Array | None = self.program.weights.array(weight) if fine else None
+        except UnboundWeight:
+            return None, "fine looks at the weight, which has no array"
+        group = groups[0] if array is None else finest_needed(array, coarse)
+        return format_name(options.bits, options.symmetric, group), ""
+
+    def _kept(self, matrix: Matrix) -> str | None:
+        """Why a weight must stay as it is, whatever its size."""
+        skipped = sorted(self.options.skipped & matrix.roles)
+        if skipped:
+            return f"{' and '.join(_NAMES[role] for role in skipped)}, which skip keeps"
+        if matrix.others:
+            return f"{matrix.others[0]} reads the weight as well"
+        if any(use.node.op.name == "moe" and use.node.attr("transposed") for use in matrix.uses):
+            return "transposed experts: rows of the weight are not what is summed"
+        return None
+
+
+def _dequantized(b: Builder, packed: Weight, dtype: str) -> Value:
+    return b("dequantize", packed) if dtype == "f32" else b("dequantize", packed, dtype=dtype)
+
+
+def _rounded(rows: Array, form: str) -> Array:
+    return unpack(pack(rows, form), form)
