@@ -63,9 +63,9 @@ class EpilogueOperand:
 class LinearRegion:
     """A parsed body. `n` and `k` are output and input columns, `rows` is the product of all leading axes of x.
 
-    `activations` says how x meets the weights: f32, bf16 (its values are bfloat16 numbers), or a8 (`group` elements share
-    a scale, as `round_activations` does it). `sources` maps the value behind every output to where it is computed:
-    outputs that are reshaped have the same bytes.
+    `activations` says how x meets the weights: f32, bf16 (its values are bfloat16 numbers), or a8 (every `group` elements
+    share a scale, as `round_activations` does it). `outputs` pairs every output of the body with the product's or the
+    epilogue's value that it holds; outputs that are reshaped have the same bytes.
     """
 
     body: Graph
@@ -80,7 +80,6 @@ class LinearRegion:
     epilogue: tuple[Node, ...]
     operands: tuple[EpilogueOperand, ...]
     outputs: tuple[tuple[Value, Value], ...]
-    """Pairs of an output of the body and the product's or epilogue's value that it holds."""
 
 
 def parse(body: Graph) -> LinearRegion | None:
@@ -107,9 +106,7 @@ class _Parser:
         epilogue, outputs = self._epilogue(rest, n)
         operands = self._operands(epilogue, n)
         rows = product(self.linears[0].output.shape[:-1])
-        return LinearRegion(
-            self.body, x, rows, n, k, norm, activations, group, products, epilogue, operands, outputs
-        )
+        return LinearRegion(self.body, x, rows, n, k, norm, activations, group, products, epilogue, operands, outputs)
 
     def _source(self) -> Value:
         """The x that all linears share."""

@@ -15,7 +15,7 @@ What the numbers mean is in `coding`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar
@@ -24,8 +24,10 @@ import numpy as np
 
 from irx.backends.tvm.layouts.coding import CODINGS, Coding
 from irx.backends.tvm.layouts.fields import split
-from irx.backends.tvm.layouts.layout import Layout, register
+from irx.backends.tvm.layouts.layout import Layout
+from irx.backends.tvm.layouts.raw import join
 from irx.ir.opdef import Array
+from irx.ir.types import numpy_dtype
 
 TILES = (64, 32, 16)
 PADDING = 0.05
@@ -51,7 +53,6 @@ class Part:
         return prod(self.shape) * int(self.code[1])
 
 
-@register
 @dataclass(frozen=True)
 class Tiles(Layout):
     """One weight `[rows, columns]` in a format: f32, f16, bf16 or packed. `turned`: it is stored as [columns, rows]."""
@@ -102,6 +103,7 @@ class Tiles(Layout):
         return sum(part.bytes for part in self.parts.values())
 
     def pack(self, weights: Sequence[Array]) -> dict[str, Array]:
+        """The arrays of one weight `[rows, columns]`, raw rows where it is packed, converted a few tiles at a time."""
         (weight,) = weights
         matrix = weight.T if self.turned else weight
         arrays = {name: np.zeros(part.shape, f"<{part.code}") for name, part in self.parts.items()}
@@ -109,6 +111,14 @@ class Tiles(Layout):
         for first in range(0, self.tiles, step):
             self._pack_rows(matrix, first, min(first + step, self.tiles), arrays)
         return {name: array.view("<i4") if array.dtype == np.uint32 else array for name, array in arrays.items()}
+
+    def unpack(self, arrays: Mapping[str, Array]) -> list[Array]:
+        """The weight again, raw rows where it is packed: bit for bit what `pack` was given."""
+        fields = {name: _rows(array.view(f"<{self.parts[name].code}"), self.rows) for name, array in arrays.items()}
+        if self.coding is not None:
+            return [join(fields, self.format, self.columns)]
+        matrix = fields["data"].view(numpy_dtype(self.format))[:, : self.columns]
+        return [np.ascontiguousarray(matrix.T if self.turned else matrix)]
 
     def _pack_rows(self, matrix: Array, first: int, last: int, arrays: dict[str, Array]) -> None:
         """Fill tiles `first` to `last` of every array."""
@@ -140,6 +150,11 @@ class Tiles(Layout):
 def _turned(field: Any, tiles: int, tile: int) -> Any:
     """`[tiles * tile, n]` as `[tiles, n, tile]`."""
     return field.reshape(tiles, tile, -1).swapaxes(1, 2)
+
+
+def _rows(array: Any, rows: int) -> Any:
+    """`[tiles, n, tile]` as `[rows, n]`, without the padding."""
+    return np.ascontiguousarray(array.swapaxes(1, 2)).reshape(-1, array.shape[1])[:rows]
 
 
 def tiles_for(format: str, rows: int, columns: int, *, tile: int = TILES[0], turned: bool = False) -> Tiles:
