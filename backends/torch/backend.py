@@ -15,7 +15,6 @@ from irx.ir.parser import parse
 from irx.ir.printer import print_program
 from irx.ir.program import Program
 from irx.ir.regions import expanded
-from irx.ir.sizes import used_sizes
 from irx.target import Device
 
 FILE = "graph.irx"
@@ -36,7 +35,7 @@ class TorchBackend:
 
     def build(self, program: Program, graph: Graph, device: Device, schedules: Any) -> dict[str, bytes]:
         """The graph as text, with the bodies of fusions in their places."""
-        return {FILE: print_program(_alone(program, expanded(graph))).encode()}
+        return {FILE: print_program(excerpt(program, expanded(graph))).encode()}
 
     def load(self, blobs: Mapping[str, bytes], device: Device) -> Plan:
         """The kernel of a graph that `build` wrote. Nothing of the text is executed as Python."""
@@ -47,13 +46,3 @@ class TorchBackend:
 
 
 BACKEND = TorchBackend()
-
-
-def _alone(program: Program, graph: Graph) -> Program:
-    """A program of this graph only, with its weights declared and without their arrays."""
-    alone = Program(graph.name, {graph.name: graph})
-    for weight in alone.used_weights():
-        alone.weights.add(weight.name, weight.tensor)
-    used = used_sizes(graph)
-    alone.sizes = {name: limits for name, limits in program.sizes.items() if name in used}
-    return alone

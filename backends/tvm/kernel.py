@@ -1,8 +1,8 @@
 """A kernel as data: a name, typed parameters, and a body in TVMScript.
 
-Every kernel is one function `kernel(tid, nt, *sizes, *pointers)`: thread `tid` of `nt` does its share of the work. Sizes
-are i64 values known when it runs, pointers are raw addresses of 64-byte aligned buffers (T.handle). What never changes
-(feature sizes, heads, formats) is baked into the body, so that equal layers share one compiled object.
+Every kernel is one function `kernel(tid, nt, *sizes, *pointers)`: thread `tid` of `nt` does its share of the work.
+Sizes are i64 values known when it runs, pointers are raw addresses of 64-byte aligned buffers (T.handle). What never
+changes (feature sizes, heads, formats) is baked into the body, so that equal layers share one compiled object.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Size:
 class Pointer:
     """A buffer parameter. `dtype` is TIR's spelling of its elements: float32, uint16, int32, int64, uint8, int8.
 
-    In the body the buffer is `name`, flat and indexed in elements, unless `shape` gives it axes (ints, or names of sizes).
+    In the body the buffer is `name`, flat and indexed in elements, unless `shape` gives it axes: ints, names of sizes.
     """
 
     name: str

@@ -40,7 +40,7 @@ class Temporary:
 class PackedPart:
     """One array of weights in a kernel's own layout, packed once when the weights are bound and shared by all graphs.
 
-    `weights` are inputs of the body that are weights of the program in every site; `part` is one of the layout's arrays.
+    `weights` are inputs of the body that are weights of the program in every site; `part` is an array of the layout.
     """
 
     layout: Layout

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-from torch import Tensor
-
 from irx.ir.blocks import FORMATS
 from irx.ir.graph import Weight
 from irx.ir.opdef import Array
@@ -40,9 +38,7 @@ def _packed_array(weights: Weights, weight: Weight) -> StoredArray:
 
 def _plain_array(store: WeightStore, weight: Weight) -> StoredArray:
     def array() -> Array:
-        tensor = store.keep(weight.name)
-        assert isinstance(tensor, Tensor)
-        return to_numpy(tensor)
+        return to_numpy(store.fetch(weight.name))
 
     return StoredArray(weight.name, tuple(int(str(size)) for size in weight.shape), weight.dtype, array)
 

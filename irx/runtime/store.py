@@ -27,6 +27,7 @@ class WeightStore:
         self._weights: dict[str, Stored] = {}
         self._derived: dict[int, Any] = {}
         self._numbers: dict[Hashable, int] = {}
+        self._recover: dict[str, Callable[[], Tensor]] = {}
 
     def read(self, name: str) -> Stored:
         """A weight that is only needed now, to compute others from it.
@@ -37,6 +38,23 @@ class WeightStore:
         placed = self._placed(name) if found is None else found
         return placed if isinstance(placed, Packed) else self._weights.setdefault(name, placed)
 
+    def borrow(self, name: str) -> Stored:
+        """A weight that is only needed now, and that nothing made of it is a view of; kept only if it is already."""
+        found = self._weights.get(name)
+        return self._placed(name) if found is None else found
+
+    def recoverable(self, name: str, make: Callable[[], Tensor]) -> None:
+        """Say how to make a weight again from what is kept of it in another form: it need not be kept itself."""
+        self._recover[name] = make
+
+    def fetch(self, name: str) -> Tensor:
+        """A plain weight as the program stores it, to write it to an artifact."""
+        if name not in self._weights and name in self._recover:
+            return self._recover[name]()
+        found = self.keep(name)
+        assert isinstance(found, Tensor)
+        return found
+
     def keep(self, name: str) -> Stored:
         """A weight that graphs read in every call."""
         if name not in self._weights:
@@ -44,9 +62,10 @@ class WeightStore:
         return self._weights[name]
 
     def detach(self, names: Iterable[str]) -> None:
-        """Keep the weights of these names, and let go of where weights come from, which may hold a whole model."""
+        """Let go of where weights come from, which may hold a whole model; weights of these names stay available."""
         for name in names:
-            self.keep(name)
+            if name not in self._recover:
+                self.keep(name)
         self._load = _detached
 
     def number(self, description: Hashable) -> int:

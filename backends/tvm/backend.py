@@ -1,0 +1,75 @@
+"""The tvm backend: CPUs, with kernels made for each model and device."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import irx.ops  # noqa: F401  declares the ops that a text names
+from irx.backends.tvm.codegen import compile_kernels
+from irx.backends.tvm.kernel import Kernel
+from irx.backends.tvm.lowered import Choices
+from irx.backends.tvm.plan import Plan
+from irx.backends.tvm.steps import Lowering, Steps
+from irx.errors import DamagedArtifact
+from irx.ir.excerpt import excerpt
+from irx.ir.graph import Graph, Node
+from irx.ir.parser import parse
+from irx.ir.printer import print_program
+from irx.ir.program import Program
+from irx.target import Device
+
+GRAPH = "graph.irx"
+SCHEDULES = "schedules.json"
+REPLACING = ("kv_evict", "kv_gather")
+
+
+class TvmBackend:
+    """Builds the graph's text, the schedules used, and the kernels as objects with their sources."""
+
+    name = "tvm"
+
+    def supports(self, node: Node, device: Device) -> str | None:
+        """Nodes without kernels run by torch inside the plan; only what moves a cache's slots cannot."""
+        if node.op.name in REPLACING:
+            return f"{node.op.name} makes a new KV state, and kernels change states in place"
+        return None
+
+    def spaces(self, graph: Graph, device: Device) -> Sequence[Any]:
+        """Nothing yet."""
+        return ()
+
+    def build(self, program: Program, graph: Graph, device: Device, schedules: Any) -> dict[str, bytes]:
+        """The graph as text, and every kernel of it: `<symbol>.o` and `<symbol>.py`."""
+        kernels = _kernels(_lower(graph, device, {}))
+        files = {GRAPH: print_program(excerpt(program, graph)).encode(), SCHEDULES: json.dumps({}).encode()}
+        for symbol, data in compile_kernels(kernels, device).items():
+            files[f"{symbol}.o"] = data
+        return files | {f"{kernel.symbol}.py": kernel.source.encode() for kernel in kernels}
+
+    def load(self, blobs: Mapping[str, bytes], device: Device) -> Plan:
+        """The plan of a graph that `build` wrote; kernels that this device needs and the files lack are compiled."""
+        if GRAPH not in blobs:
+            raise DamagedArtifact(f"a kernel of the tvm backend lacks {GRAPH}", fix="compile and save it again")
+        (graph,) = parse(blobs[GRAPH].decode(), GRAPH).graphs.values()
+        steps = _lower(graph, device, json.loads(blobs.get(SCHEDULES, b"{}")))
+        kernels = _kernels(steps)
+        objects = {k.symbol: blobs[f"{k.symbol}.o"] for k in kernels if f"{k.symbol}.o" in blobs}
+        missing = [kernel for kernel in kernels if kernel.symbol not in objects]
+        return Plan(graph, steps, objects | compile_kernels(missing, device) if missing else objects)
+
+
+BACKEND = TvmBackend()
+
+
+def _lower(graph: Graph, device: Device, schedules: Mapping[str, Any]) -> Steps:
+    def schedule(template: str, bucket: str, defaults: Mapping[str, int | str]) -> Mapping[str, int | str]:
+        return {**defaults, **schedules.get(f"{template} {bucket}", {})}
+
+    return Lowering(Choices(device, schedule)).steps(graph)
+
+
+def _kernels(steps: Steps) -> list[Kernel]:
+    found = {k.symbol: k for step in steps.steps if step.lowered is not None for k in step.lowered.kernels}
+    return list(found.values())

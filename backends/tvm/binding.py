@@ -1,0 +1,279 @@
+"""A plan for one binding of sizes: tables of kernel calls with every address and size in place but those of a call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from irx.backends.tvm.buffers import padded
+from irx.backends.tvm.kernel import Pointer
+from irx.backends.tvm.lowered import Binding, Call, Capacity, Case, Data, PackedPart, StatePart, Temporary
+from irx.backends.tvm.native import Argument, Entry, Table
+from irx.backends.tvm.sites import Site
+from irx.backends.tvm.steps import Step
+from irx.ir.dims import Bindings, Dim, evaluate
+from irx.ir.graph import Value, Weight
+from irx.ir.types import KVType, TensorType
+from irx.runtime.kv import KVState
+from irx.runtime.profile import Timed
+from irx.runtime.tensors import TORCH
+
+if TYPE_CHECKING:
+    from irx.backends.tvm.plan import Plan
+
+
+class Segment:
+    """Calls that run as one table.
+
+    `late` are arguments that only a call of the graph knows: entry, argument, and where it comes from.
+    """
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.steps: list[Step] = []
+        self.late: list[tuple[int, int, Late]] = []
+        self._states: list[KVState] = []
+        self._capacities: list[int] = []
+
+    def finish(self) -> None:
+        """Make the table."""
+        self.table = Table(self.entries)
+        of_states = [late for late in self.late if late[2].kind == "state"]
+        others = [late for late in self.late if late[2].kind != "state"]
+        self._tensors = [late.of for _, _, late in others]
+        self._tensor_places = np.array([self.table.place(e, a) for e, a, _ in others], np.int64)
+        self._parts = [late for _, _, late in of_states]
+        self._part_places = np.array([self.table.place(e, a) for e, a, _ in of_states], np.int64)
+        self._indices = sorted({late.index for late in self._parts})
+
+    def fill(self, given: Sequence[Any], outputs: Sequence[Any]) -> None:
+        """Put the addresses of one call into the table; states that have not moved stay as they are."""
+        sides = (given, outputs)
+        if self._tensors:
+            self.table.set(self._tensor_places, [sides[side][i].data_ptr() for side, i in self._tensors])
+        states = [given[i] for i in self._indices]
+        capacities = [state.capacity for state in states]
+        if states != self._states or capacities != self._capacities:
+            self.table.set(self._part_places, [_state_argument(given[late.index], late.part) for late in self._parts])
+            self._states, self._capacities = states, capacities
+
+
+@dataclass(frozen=True)
+class Late:
+    """Where a late argument comes from: an input, an output, or a part (or the capacity) of a state input."""
+
+    kind: str
+    index: int
+    part: str = ""
+
+    @property
+    def of(self) -> tuple[int, int]:
+        """0 for inputs and 1 for outputs, and the index among them."""
+        return int(self.kind == "output"), self.index
+
+
+@dataclass(frozen=True, eq=False)
+class TorchStep:
+    """A node that torch runs between two tables."""
+
+    step: Step
+    run: Callable[..., list[Any]]
+    sources: tuple[Value, ...]
+    sizes: tuple[Tensor, ...]
+
+
+class Bound:
+    """All that one binding of sizes needs, ready to run."""
+
+    def __init__(self, plan: Plan, sizes: Bindings, threads: int) -> None:
+        self.plan = plan
+        self.sizes = sizes
+        self.threads = threads
+        self.parts: list[Segment | TorchStep] = []
+        self.base = 0
+        self.offsets: list[int] = []
+        self._known: dict[Dim, int] = {}
+
+    def size(self, dim: Dim) -> int:
+        """The number that a size expression has here."""
+        if isinstance(dim, int):
+            return dim
+        found = self._known.get(dim)
+        if found is None:
+            found = self._known[dim] = evaluate(dim, self.sizes)
+        return found
+
+    def shape(self, type: TensorType) -> list[int]:
+        """A tensor's shape here."""
+        return [self.size(dim) for dim in type.shape]
+
+    def run(self, inputs: Sequence[Any]) -> list[Any]:
+        """One call."""
+        given, outputs = self._ready(inputs)
+        for part in self.parts:
+            if isinstance(part, TorchStep):
+                self._by_torch(part, given, outputs)
+            else:
+                part.fill(given, outputs)
+                part.table.run(self.threads)
+        return self._results(given, outputs)
+
+    def profile(self, inputs: Sequence[Any]) -> list[Timed]:
+        """One call, with the time of every step."""
+        given, outputs = self._ready(inputs)
+        times: list[Timed] = []
+        for part in self.parts:
+            start = time.perf_counter()
+            if isinstance(part, TorchStep):
+                self._by_torch(part, given, outputs)
+                times.append(Timed(part.step.site.name, part.step.site.place, time.perf_counter() - start))
+                continue
+            part.fill(given, outputs)
+            start = time.perf_counter()
+            stamps = part.table.stamped(self.threads)
+            cycles = np.diff(stamps) * ((time.perf_counter() - start) / max(1, int(stamps[-1] - stamps[0])))
+            names = zip(part.steps, cycles.tolist(), strict=True)
+            times += [Timed(step.site.name, step.site.place, seconds) for step, seconds in names]
+        return times
+
+    def _ready(self, inputs: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """Inputs as kernels take them, and new tensors for outputs."""
+        from irx.backends.tvm.plan import usable
+
+        given = [usable(x) if isinstance(x, Tensor) else x for x in inputs]
+        copied = self.plan.buffers.outputs_copied
+        outputs = [
+            torch.empty(self.shape(v.type), dtype=TORCH[v.type.dtype])
+            if isinstance(v.type, TensorType) and i not in copied
+            else None
+            for i, v in enumerate(self.plan.outputs)
+        ]
+        return given, outputs
+
+    def _by_torch(self, part: TorchStep, given: Sequence[Any], outputs: Sequence[Any]) -> None:
+        made = part.run(*(self.tensor(value, given, outputs) for value in part.sources), *part.sizes)
+        for value, result in zip(part.step.site.results, made, strict=True):
+            if isinstance(value.type, TensorType):
+                self.tensor(value, given, outputs).copy_(result)
+
+    def _results(self, given: Sequence[Any], outputs: list[Any]) -> list[Any]:
+        for i, value in enumerate(self.plan.outputs):
+            if isinstance(value.type, KVType):
+                outputs[i] = given[self.plan.inputs.index(self.plan.buffers.root[value])]
+            elif i in self.plan.buffers.outputs_copied:
+                outputs[i] = self.tensor(value, given, outputs).clone()
+        return outputs
+
+    def tensor(self, value: Value, given: Sequence[Any], outputs: Sequence[Any]) -> Any:
+        """A value's tensor (or state) in this call."""
+        if value in self.plan.constants:
+            return self.plan.constants.value(value)
+        place = self.place(value)
+        if isinstance(place, Late):
+            found = (given if place.kind == "input" else outputs)[place.index]
+            return found.view(self.shape(value.tensor)) if isinstance(value.type, TensorType) else found
+        size = self.size(value.tensor.elements) * TORCH[value.dtype].itemsize
+        start = place - self.base
+        return self.plan.arena[start : start + size].view(TORCH[value.dtype]).view(self.shape(value.tensor))
+
+    def place(self, value: Value) -> int | Late:
+        """Where a value's buffer is: its address, or where each call says it is."""
+        root = self.plan.buffers.root[value]
+        if root in self.plan.buffers.slots:
+            return self.base + self.offsets[self.plan.buffers.slots[root]]
+        if root in self.plan.inputs:
+            return Late("input", self.plan.inputs.index(root))
+        outputs = self.plan.outputs
+        return Late("output", next(i for i, out in enumerate(outputs) if self._root(out) is root))
+
+    def _root(self, value: Value) -> Value | None:
+        return self.plan.buffers.root.get(value)
+
+
+def bind_sizes(plan: Plan, sizes: Mapping[str, int], threads: int) -> Bound:
+    """The tables of a plan for one binding of sizes."""
+    bound = Bound(plan, sizes, threads)
+    chosen = [(step, None if step.lowered is None else _case(step, bound)) for step in plan.steps.steps]
+    bound.offsets, end = plan.buffers.offsets(bound.size)
+    scratch = max((_scratch(case, bound) for _, case in chosen if case is not None), default=0)
+    bound.base = -(-plan.grow(end + scratch + 128) // 64) * 64
+    segment = Segment()
+    for step, case in chosen:
+        if case is None:
+            bound.parts += [segment] if segment.entries else []
+            sources = tuple(v for v in dict.fromkeys(step.site.operands) if not isinstance(v, Weight))
+            run = plan.constants.torch[step]
+            shapes = tuple(torch.empty(1, dtype=torch.uint8).expand(sizes[v.name]) for v in run.inputs[len(sources) :])
+            bound.parts.append(TorchStep(step, run, sources, shapes))
+            segment = Segment()
+        else:
+            _add_calls(bound, segment, step, case, bound.base + end)
+    bound.parts += [segment] if segment.entries else []
+    for part in bound.parts:
+        if isinstance(part, Segment):
+            part.finish()
+    return bound
+
+
+def _case(step: Step, bound: Bound) -> Case:
+    assert step.lowered is not None
+    return next(c for c in step.lowered.cases if c.most is None or bound.size(c.size) <= c.most)
+
+
+def _temporaries(calls: Iterable[Call]) -> dict[str, Temporary]:
+    return {b.name: b for call in calls for b in call.bindings.values() if isinstance(b, Temporary)}
+
+
+def _scratch(case: Case, bound: Bound) -> int:
+    """Bytes of a region's temporaries."""
+    return sum(_room(temporary, bound) for temporary in _temporaries(case.calls).values())
+
+
+def _room(temporary: Temporary, bound: Bound) -> int:
+    return padded(bound.size(temporary.bytes) * (bound.threads if temporary.per_thread else 1))
+
+
+def _add_calls(bound: Bound, segment: Segment, step: Step, case: Case, scratch: int) -> None:
+    places: dict[str, int] = {}
+    for name, temporary in _temporaries(case.calls).items():
+        places[name] = scratch
+        scratch += _room(temporary, bound)
+    for call in case.calls:
+        index = len(segment.entries)
+        arguments = []
+        for number, parameter in enumerate(call.kernel.parameters):
+            found = _resolve(call.bindings[parameter.name], bound, step.site, places)
+            if isinstance(found, Late):
+                segment.late.append((index, number, found))
+            arguments.append(Argument(0 if isinstance(found, Late) else found, isinstance(parameter, Pointer)))
+        segment.entries.append(Entry(bound.plan.functions[call.kernel.symbol], arguments))
+        segment.steps.append(step)
+
+
+def _resolve(binding: Binding, bound: Bound, site: Site, places: Mapping[str, int]) -> int | Late:
+    """The address or number of an argument, or where each call finds it."""
+    plan = bound.plan
+    if isinstance(binding, Temporary):
+        return places[binding.name]
+    if isinstance(binding, PackedPart):
+        weights = tuple(site.actual(value) for value in binding.weights)
+        assert all(isinstance(weight, Weight) for weight in weights)
+        return plan.constants.packed(binding.layout, weights, binding.part).data_ptr()  # type: ignore[arg-type]
+    if isinstance(binding, Data):
+        value = site.actual(binding.value)
+        return plan.constants.value(value).data_ptr() if value in plan.constants else bound.place(value)
+    if isinstance(binding, StatePart | Capacity):
+        place = bound.place(site.actual(binding.state))
+        assert isinstance(place, Late)
+        return Late("state", place.index, binding.part if isinstance(binding, StatePart) else "")
+    return bound.size(binding)
+
+
+def _state_argument(state: KVState, part: str) -> int:
+    return int(state.part(part).data_ptr()) if part else state.capacity

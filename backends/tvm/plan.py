@@ -1,0 +1,121 @@
+"""A graph on a CPU: kernels in tables that one native call walks, bound to buffers for every binding of sizes.
+
+Weights are packed when they are bound. For each binding of named sizes (and number of threads) the tables are made
+once; a call then only puts the addresses of its inputs, outputs and KV states into them. What no kernel serves is run
+by torch between two tables.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from irx.backends.torch.binding import SizeReader
+from irx.backends.torch.plan import Plan as TorchPlan
+from irx.backends.tvm.binding import Bound, bind_sizes
+from irx.backends.tvm.buffers import plan_buffers
+from irx.backends.tvm.constants import Constants
+from irx.backends.tvm.native import load
+from irx.backends.tvm.states import States
+from irx.backends.tvm.steps import Steps
+from irx.ir.dims import evaluate
+from irx.ir.graph import Graph
+from irx.ir.types import TensorType
+from irx.runtime.profile import Timed
+from irx.runtime.store import WeightStore
+from irx.runtime.tensors import TORCH
+
+BINDINGS_KEPT = 32
+LARGEST_COPIED = 1 << 20  # bytes of an input that is copied so that kernels may read beyond its end
+
+
+class Plan:
+    """One graph, ready to run. See `irx.runtime.kernel.GraphKernel`."""
+
+    def __init__(self, graph: Graph, steps: Steps, objects: Mapping[str, bytes]) -> None:
+        self.name = graph.name
+        self.inputs = tuple(graph.inputs)
+        self.outputs = tuple(graph.outputs)
+        self.output_names = tuple(graph.output_names)
+        self.graph = graph
+        self.steps = steps
+        self.functions = load(objects)
+        self.buffers = plan_buffers(graph, steps.order, steps.constants)
+        self.constants = Constants(steps)
+        self.arena = torch.empty(0, dtype=torch.uint8)
+        self._states = States(graph)
+        self._sizes = SizeReader(graph)
+        self._bound: OrderedDict[tuple[int, ...], Bound] = OrderedDict()
+        self._whole: TorchPlan | None = None
+        self._store: WeightStore | None = None
+
+    def bind(self, store: WeightStore) -> None:
+        """Pack the weights and compute what depends on them only."""
+        self._store = store
+        self.constants.bind(store)
+        self._bound.clear()
+
+    def __call__(self, *inputs: Any) -> list[Any]:
+        """The outputs in order. KV states are changed in place."""
+        if self._states.unusual(inputs):
+            return self._by_torch(inputs)
+        bound = self._prepared(inputs)
+        return bound.run(inputs)
+
+    def profile(self, *inputs: Any) -> list[Timed]:
+        """The time of every step of one call; KV states are changed in place."""
+        return self._prepared(inputs).profile(inputs)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the arena."""
+        return self.arena.numel()
+
+    def grow(self, size: int) -> int:
+        """The address of an arena of at least `size` bytes; a larger one takes the place of the old."""
+        if size > self.arena.numel():
+            self._bound.clear()
+            self.arena = torch.zeros(size, dtype=torch.uint8)
+        return self.arena.data_ptr()
+
+    def _prepared(self, inputs: Sequence[Any]) -> Bound:
+        """The tables for these inputs' sizes, states with room for the new tokens."""
+        sizes = self._sizes.read(inputs)
+        key = (*sizes, torch.get_num_threads())
+        bound = self._bound.get(key)
+        if bound is None:
+            bound = bind_sizes(self, self._sizes.named(sizes), key[-1])
+            while len(self._bound) >= BINDINGS_KEPT:
+                self._bound.popitem(last=False)
+            self._bound[key] = bound
+        self._bound.move_to_end(key)
+        self._states.reserve(inputs)
+        return bound
+
+    def _by_torch(self, inputs: Sequence[Any]) -> list[Any]:
+        """States that were evicted or gathered hold tokens anywhere, which only torch's kernels follow."""
+        if self._whole is None:
+            assert self._store is not None
+            self._whole = TorchPlan(self.graph, torch.device("cpu"))
+            self._whole.bind(self._store)
+        return self._whole(*inputs)
+
+
+def usable(tensor: Tensor) -> Tensor:
+    """The tensor as kernels take it: contiguous, on a 64-byte boundary, readable a little beyond its end."""
+    size = tensor.numel() * tensor.element_size()
+    if size > LARGEST_COPIED and tensor.is_contiguous() and tensor.data_ptr() % 64 == 0:
+        return tensor
+    room = torch.empty(size + 64, dtype=torch.uint8)
+    copy = room[:size].view(tensor.dtype).view(tensor.shape)
+    copy.copy_(tensor)
+    return copy
+
+
+def empty_output(type: TensorType, sizes: Mapping[str, int]) -> Tensor:
+    """A new tensor for an output."""
+    return torch.empty([evaluate(dim, sizes) for dim in type.shape], dtype=TORCH[type.dtype])

@@ -1,0 +1,76 @@
+"""The KV states of one call: where their arrays are, and room for the tokens the call appends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from irx.ir.graph import Graph, Value
+from irx.ir.types import KVType
+from irx.runtime.kv import KVState, step_of
+
+_UNLIMITED = 1 << 40
+
+
+class States:
+    """Which inputs of a graph are states, and which positions input says where their new tokens go."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.indices = [i for i, value in enumerate(graph.inputs) if isinstance(value.type, KVType)]
+        appended = _appended(graph)
+        self._appending = [i for i in self.indices if graph.inputs[i] in appended]
+        self._positions = {i: graph.inputs.index(appended[graph.inputs[i]]) for i in self._appending}
+
+    def unusual(self, inputs: Sequence[Any]) -> bool:
+        """True where a state's slots are not simply its tokens in order, or new tokens would leave holes."""
+        return any(self._is_unusual(inputs, i) for i in self.indices)
+
+    def reserve(self, inputs: Sequence[Any]) -> None:
+        """Make room in all states that the call appends to."""
+        for i in self._appending:
+            state: KVState = inputs[i]
+            step = state.step or step_of(state.lengths, inputs[self._positions[i]].tolist())
+            assert step is not None
+            state.reserve(step.needed, _UNLIMITED)
+            state.lengths = step.lengths
+
+    def _is_unusual(self, inputs: Sequence[Any], index: int) -> bool:
+        state: KVState = inputs[index]
+        if state.positions is not None:
+            return True
+        if state.step is not None or index not in self._positions:
+            return False
+        return step_of(state.lengths, inputs[self._positions[index]].tolist()) is None
+
+
+def _appended(graph: Graph) -> dict[Value, Value]:
+    """The positions input of every state input that something is appended to."""
+    found: dict[Value, Value] = {}
+    roots: dict[Value, Value] = {v: v for v in graph.inputs}
+    for node in graph.nodes:
+        if node.op.name == "fusion":
+            body = node.attrs["body"]
+            assert isinstance(body, Graph)
+            outer = dict(zip(body.inputs, node.inputs, strict=True))
+            inner = _appended(body)
+            for state, pos in inner.items():
+                actual, position = outer[state], outer[pos]
+                assert actual is not None and position is not None
+                found[roots[actual]] = position
+            results = zip(body.outputs, node.outputs, strict=True)
+            roots |= {new: roots[found_] for out, new in results if (found_ := _state(out, outer)) in roots}
+        elif node.op.name == "kv_append":
+            state, pos = node.inputs[0], node.inputs[3]
+            assert state is not None and pos is not None
+            found[roots[state]] = pos
+            roots[node.output] = roots[state]
+    return found
+
+
+def _state(value: Value, outer: dict[Value, Value | None]) -> Value | None:
+    """The fusion's operand whose state a body's value is."""
+    if not isinstance(value.type, KVType):
+        return None
+    while value.producer is not None:
+        value = next(v for v in value.producer.inputs if v is not None and isinstance(v.type, KVType))
+    return outer[value]

@@ -1,0 +1,102 @@
+"""What each node of a graph becomes: kernels, a call of torch, a view, or a constant made once from weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from irx.backends.tvm.buffers import VIEWS
+from irx.backends.tvm.lowered import Choices, Lowered, PackedPart, Refusal
+from irx.backends.tvm.rules import RULES
+from irx.backends.tvm.sites import Bodies, Site
+from irx.ir.graph import Graph, Literal, Value, Weight
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One site with its kernels; without kernels torch runs it, for the `reason`."""
+
+    site: Site
+    lowered: Lowered | None
+    reason: str = ""
+
+
+@dataclass
+class Steps:
+    """The steps of a graph in order. `constants` are the sites whose results depend on weights only."""
+
+    graph: Graph
+    steps: list[Step] = field(default_factory=list)
+    views: list[Site] = field(default_factory=list)
+    constants: dict[Value, Site] = field(default_factory=dict)
+    order: list[Site] = field(default_factory=list)
+
+
+class Lowering:
+    """Applies the rules, once for each body."""
+
+    def __init__(self, choices: Choices) -> None:
+        self._choices = choices
+        self._bodies = Bodies()
+        self._known: dict[Graph, Lowered | str] = {}
+
+    def steps(self, graph: Graph) -> Steps:
+        """All steps of a graph."""
+        made = Steps(graph)
+        for site in self._bodies.sites(graph):
+            if all(isinstance(v, Weight) or v in made.constants for v in site.operands) and not _sized(site):
+                made.constants |= dict.fromkeys(site.results, site)
+                continue
+            made.order.append(site)
+            if site.node.op.name in VIEWS:
+                made.views.append(site)
+            else:
+                made.steps.append(self._step(site))
+        return made
+
+    def _step(self, site: Site) -> Step:
+        found = self._known.get(site.body)
+        if found is None:
+            found = self._known[site.body] = self._lower(site.body)
+        if isinstance(found, Lowered):
+            reason = _mismatch(site, found)
+            if reason is None:
+                return Step(site, found)
+            found = reason
+        return Step(site, None, found)
+
+    def _lower(self, body: Graph) -> Lowered | str:
+        """The kernels of a body, or why there are none."""
+        reasons = []
+        for rule in RULES:
+            try:
+                lowered = rule(body, self._choices)
+            except Refusal as refusal:
+                reasons.append(str(refusal))
+                continue
+            if lowered is not None:
+                return lowered
+        return "; ".join(reasons) or f"no rule makes kernels of {_ops(body)}"
+
+
+def _mismatch(site: Site, lowered: Lowered) -> str | None:
+    """Why kernels of the body do not serve this site: they pack an operand that is no weight here."""
+    for case in lowered.cases:
+        for call in case.calls:
+            for binding in call.bindings.values():
+                if not isinstance(binding, PackedPart):
+                    continue
+                for value in binding.weights:
+                    if not isinstance(site.actual(value), Weight):
+                        return "an operand that has to be a weight is computed"
+    return None
+
+
+def _sized(site: Site) -> bool:
+    """True for what depends on sizes or on nothing: it cannot be made before a call."""
+    return not site.operands or any(isinstance(v, Literal) for v in site.operands)
+
+
+def _ops(body: Graph) -> str:
+    names: Sequence[str] = [node.op.name for node in body.nodes]
+    return ", ".join(dict.fromkeys(names))

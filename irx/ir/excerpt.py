@@ -1,0 +1,17 @@
+"""A part of a program that stands for itself, as a backend writes it beside the kernels it made of it."""
+
+from __future__ import annotations
+
+from irx.ir.graph import Graph
+from irx.ir.program import Program
+from irx.ir.sizes import used_sizes
+
+
+def excerpt(program: Program, graph: Graph) -> Program:
+    """A program of this graph only, with its weights declared and without their arrays."""
+    alone = Program(graph.name, {graph.name: graph})
+    for weight in alone.used_weights():
+        alone.weights.add(weight.name, weight.tensor)
+    used = used_sizes(graph)
+    alone.sizes = {name: limits for name, limits in program.sizes.items() if name in used}
+    return alone
