@@ -263,6 +263,10 @@ class DeviceNotFound(IRXError):
     """The target is this machine's GPU, and it has none that is known."""
 
 
+class BadSchedules(IRXError):
+    """A file of schedules is missing, damaged, or in a format that this version does not read."""
+
+
 # --- calling what was compiled --------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,192 @@
+"""Tuning: try schedules of kernels in a worker process, and keep the fastest that is right.
+
+    report = tune(tasks, device, effort="quick", database=Database())
+
+Every candidate is built, checked and timed by the task's runner in another process. One that fails, hangs or gives a
+result that is off is refused and named in the report. The fastest of the rest must then beat the default in turns with
+it, by more than the noise of both. A row is kept as soon as its kernel is done, so a run that is killed loses little.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from irx import __version__
+from irx.errors import BadOption, UnknownOption
+from irx.target import Device
+from irx.tuning.climb import Climb
+from irx.tuning.database import Database
+from irx.tuning.process import Worker
+from irx.tuning.report import Decision, TaskReport, Trial, TuneReport
+from irx.tuning.row import Row
+from irx.tuning.space import Schedule
+from irx.tuning.task import Fingerprint, Outcome, Task
+
+DUELS = 3  # turns that the default and the winner take
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much a kernel is worth: candidates, seconds for all of them, and the limit of one."""
+
+    trials: int
+    seconds: float
+    limit: float
+
+
+EFFORTS: Mapping[str, Effort] = {
+    "quick": Effort(trials=12, seconds=20.0, limit=10.0),
+    "full": Effort(trials=120, seconds=240.0, limit=20.0),
+}
+
+
+def tune(
+    tasks: Sequence[Task],
+    device: Device,
+    *,
+    effort: str | Effort = "quick",
+    database: Database | None = None,
+    seconds: float | None = None,
+    seed: int = 0,
+    versions: Mapping[str, str] | None = None,
+    progress: Callable[[TaskReport], None] = lambda report: None,
+) -> TuneReport:
+    """Tune every kernel, the ones used most first, until `seconds` are over, and add what was found to the database.
+
+    `versions` of the code generator go into the rows. `progress` hears of every kernel when it is done. The order of
+    candidates depends on `seed` alone. Raises UnknownOption for an effort that does not exist.
+    """
+    amount = _effort(effort)
+    if seconds is not None and seconds <= 0:
+        raise BadOption(f"{seconds:g} seconds to tune in", fix="give more than 0")
+    deadline = None if seconds is None else time.monotonic() + seconds
+    store = database or Database()
+    known = {row.key: row for row in store.rows_of(Fingerprint.of(device))}
+    about = _About(Fingerprint.of(device), {"irx": __version__, **(versions or {})})
+    report = TuneReport()
+    with Worker() as worker:
+        for task in sorted(_distinct(tasks), key=lambda task: -task.uses):
+            if deadline is not None and time.monotonic() >= deadline:
+                report.skipped.append(task)
+                continue
+            run = _Run(task, worker, _within(amount, deadline), seed, known.get(task.key))
+            done = run.report()
+            report.tasks.append(done)
+            if done.best is not None:
+                store.add(about.row(done))
+            progress(done)
+    return report
+
+
+def _effort(effort: str | Effort) -> Effort:
+    if isinstance(effort, Effort):
+        return effort
+    if effort not in EFFORTS:
+        raise UnknownOption(effort, EFFORTS, where="the effort of tuning")
+    return EFFORTS[effort]
+
+
+def _within(amount: Effort, deadline: float | None) -> Effort:
+    if deadline is None:
+        return amount
+    left = max(deadline - time.monotonic(), 0.0)
+    return Effort(amount.trials, min(amount.seconds, left), amount.limit)
+
+
+def _distinct(tasks: Sequence[Task]) -> list[Task]:
+    """Tasks by key, the first of equal ones."""
+    return list({task.key: task for task in reversed(tasks)}.values())[::-1]
+
+
+@dataclass(frozen=True)
+class _About:
+    """What all rows of a run have in common."""
+
+    device: Fingerprint
+    versions: Mapping[str, str]
+
+    def row(self, done: TaskReport) -> Row:
+        assert done.best is not None
+        return Row(
+            self.device,
+            done.task.key,
+            done.best.schedule,
+            done.best.seconds,
+            done.best.noise,
+            done.default.seconds if done.default else None,
+            trials=len(done.trials),
+            refused=len(done.refused),
+            when=time.strftime("%Y-%m-%d"),
+            versions=self.versions,
+        )
+
+
+@dataclass
+class _Run:
+    """The search for one kernel."""
+
+    task: Task
+    worker: Worker
+    effort: Effort
+    seed: int
+    known: Row | None
+    trials: list[Trial] = field(default_factory=list)
+
+    def report(self) -> TaskReport:
+        """Search, then let the winner take turns with the default."""
+        self._search()
+        right = [trial for trial in self.trials if not trial.refusal]
+        default = next((trial for trial in right if trial.schedule == self.task.default()), None)
+        if not right:
+            return TaskReport(self.task, self.trials, Decision.NOTHING)
+        best = min(right, key=lambda trial: trial.seconds)
+        if default is None:
+            return TaskReport(self.task, self.trials, Decision.FASTER, best)
+        if best is default:
+            return TaskReport(self.task, self.trials, Decision.DEFAULT, default, default)
+        return self._duel(default, best)
+
+    def _search(self) -> None:
+        """The default comes first whatever the budget; the rest while there is time."""
+        earlier = self.task.space.adopt(self.known.schedule) if self.known else None
+        starts = [self.task.default(), *([earlier] if earlier else []), *self.task.picks]
+        climb, begin = Climb(self.task.space, starts, self.seed), time.monotonic()
+        while len(self.trials) < self.effort.trials:
+            if self.trials and time.monotonic() - begin >= self.effort.seconds:
+                return
+            schedule = climb.next()
+            if schedule is None:
+                return
+            trial = self._try(schedule)
+            climb.tell(schedule, None if trial.refusal else trial.seconds)
+
+    def _try(self, schedule: Schedule) -> Trial:
+        trial = Trial(schedule, self.worker.attempt(self.task, schedule, self.effort.limit))
+        self.trials.append(trial)
+        return trial
+
+    def _duel(self, default: Trial, best: Trial) -> TaskReport:
+        """Time both in turns, in changing order: what drifted during the search must not decide."""
+        times: dict[Schedule, list[float]] = {default.schedule: [], best.schedule: []}
+        order, source = [default.schedule, best.schedule], random.Random(self.seed)
+        for _ in range(DUELS):
+            source.shuffle(order)
+            for schedule in order:
+                outcome = self.worker.attempt(self.task, schedule, self.effort.limit)
+                if outcome.refusal:
+                    return self._unsteady(schedule, outcome, default, best)
+                times[schedule] += outcome.seconds
+        first, second = (Trial(s, Outcome(tuple(times[s]))) for s in (default.schedule, best.schedule))
+        won = first.seconds - second.seconds > max(first.noise * first.seconds, second.noise * second.seconds)
+        decision = Decision.FASTER if won else Decision.DEFAULT
+        return TaskReport(self.task, self.trials, decision, second if won else first, first)
+
+    def _unsteady(self, schedule: Schedule, outcome: Outcome, default: Trial, best: Trial) -> TaskReport:
+        """A schedule that was right and then was not is refused for good; the other one stays."""
+        self.trials = [trial for trial in self.trials if trial.schedule != schedule] + [Trial(schedule, outcome)]
+        if schedule == default.schedule:
+            return TaskReport(self.task, self.trials, Decision.FASTER, best)
+        return TaskReport(self.task, self.trials, Decision.DEFAULT, default, default)
