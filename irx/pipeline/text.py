@@ -1,4 +1,7 @@
-"""The text of a pipeline, `remove-noops | kv-quantize{bits=4, scheme="kivi"}`, as names and plain values."""
+"""The text of a pipeline, `remove-noops | kv-quantize{bits=4, scheme="kivi"}`, as names and plain values.
+
+Words need no quotes, and lists of them no brackets: `skip=head,embed` is `skip=["head", "embed"]`.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +81,7 @@ class _Reader:
             if option in options:
                 raise self.error(f"option {option!r} is given twice", self.at - 1)
             self._require("=")
-            options[option] = self._value()
+            options[option] = self._values()
             if not self.take(","):
                 self._require("}")
                 break
@@ -88,6 +91,18 @@ class _Reader:
         found = self.kinds[self.at] == "mark" and self.text == mark
         self.at += found
         return found
+
+    def _values(self) -> Value:
+        """A value, or several with commas between them, which are a list without its brackets: `skip=head,embed`."""
+        values = [self._value()]
+        while self.text == "," and self._is_plain_value():
+            self.at += 1
+            values.append(self._value())
+        return values[0] if len(values) == 1 else tuple(values)
+
+    def _is_plain_value(self) -> bool:
+        """True where what follows the comma is a value and not the name of the next option."""
+        return self.kinds[self.at + 1] in ("string", "number", "word") and self.texts[self.at + 2] not in ("=", "")
 
     def _value(self) -> Value:
         if self.take("["):

@@ -1,7 +1,7 @@
 """Which block format a matrix gets: how many elements share a scale.
 
 `rtn` takes the group that was asked for, or the largest smaller one that divides the matrix's rows. `fine` is what
-FineQuant chooses: the coarsest group whose halving would not shrink the typical range of a group by more than a tenth, so
+FineQuant chooses: the coarsest group whose halving would not shrink the typical range of a group by over a tenth, so
 that only matrices with outliers get many scales.
 """
 

@@ -36,6 +36,11 @@ def test_options_are_typed_by_their_fields() -> None:
     assert type(found.pair[1]) is float
 
 
+def test_lists_need_no_brackets() -> None:
+    assert read("options{layers=1, 2, bits=4, pair=a,2}") == read("options{layers=[1, 2], bits=4, pair=[a, 2]}")
+    assert str(read("options{layers=1,2}")) == "options{layers=[1, 2]}"
+
+
 def test_underscores_do_for_hyphens() -> None:
     assert read("options{keep_ratio=0.25}") == read("options{keep-ratio=0.25}")
 
