@@ -10,6 +10,7 @@ import torch
 import irx.ops  # noqa: F401  declares the ops that a text names
 from irx.backends.torch.plan import Plan
 from irx.errors import DamagedArtifact
+from irx.ir.excerpt import excerpt
 from irx.ir.graph import Graph, Node
 from irx.ir.parser import parse
 from irx.ir.printer import print_program
