@@ -25,19 +25,34 @@ never nest. `irx.ir.regions` has the way back (`inline`).
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from irx.analysis.structure import between, fingerprint
 from irx.ir.graph import Graph, Literal, Node, Value
 from irx.ir.program import Program
 from irx.ir.regions import body_of, inline, regions
 from irx.ir.states import replaced_states
-from irx.ir.types import KVType
 
 FUSION = "fusion"
 
 
 class NotConvex(ValueError):
     """Raised for nodes that cannot be one node: something between two of them lies outside."""
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A fusion that could be made: of which nodes, what stands among them but must come after, what it takes and gives.
+
+    `is_new` where no other fusion of the program has the body.
+    """
+
+    nodes: list[Node]
+    later: list[Node]
+    operands: list[Value]
+    results: list[Value]
+    body: Graph
+    is_new: bool
 
 
 class Outliner:
@@ -49,44 +64,39 @@ class Outliner:
         self.bodies = {fingerprint(body): body for body in regions(program)}
 
     def outline(self, graph: Graph, nodes: Collection[Node], name: str) -> Node:
-        """Replace `nodes` by one fusion, at the place of the last of them. Raises NotConvex and changes nothing then.
+        """Replace `nodes` by one fusion. Raises NotConvex and changes nothing then."""
+        return self.commit(graph, self.prepare(graph, nodes, name))
+
+    def prepare(self, graph: Graph, nodes: Collection[Node], name: str) -> Outline:
+        """The fusion of `nodes`, not yet made. Raises NotConvex.
 
         The body is one that the program has, if an equal one exists; else a new one called `name` and a number. What
         it takes and gives, in order: what its nodes read from outside, and what of theirs is read outside.
         """
         ordered, later = _arranged(graph, nodes)
         results = _results(graph, ordered)
-        body, operands = _body(ordered, results)
-        body = self._known(body, name)
-        last = ordered[-1]
-        fusion = graph.add(
-            FUSION,
-            operands,
-            {"body": body},
-            before=last,
-            loc=last.loc.touched(self.by),
-            types=[v.type for v in results],
-        )
-        for node in later:
+        made, operands = _body(ordered, results)
+        body = self.bodies.setdefault(fingerprint(made), made)
+        if body is made:
+            body.name = next(n for i in range(len(self.names) + 1) if (n := f"{name}.{i}") not in self.names)
+            self.names.add(body.name)
+        return Outline(ordered, later, operands, results, body, body is made)
+
+    def commit(self, graph: Graph, plan: Outline) -> Node:
+        """Replace the nodes by the fusion, at the place of the last of them; results keep their names."""
+        last, types = plan.nodes[-1], [value.type for value in plan.results]
+        place = last.loc.touched(self.by)
+        fusion = graph.add(FUSION, plan.operands, {"body": plan.body}, before=last, loc=place, types=types)
+        for node in plan.later:
             graph.move(node, before=fusion)
-        graph.move(fusion, before=later[0] if later else last)
-        for old, new in zip(results, fusion.outputs, strict=True):
+        graph.move(fusion, before=plan.later[0] if plan.later else last)
+        for old, new in zip(plan.results, fusion.outputs, strict=True):
             graph.replace(old, new)
-        for node in reversed(ordered):
+        for node in reversed(plan.nodes):
             graph.erase(node)
-        for old, new in zip(results, fusion.outputs, strict=True):
+        for old, new in zip(plan.results, fusion.outputs, strict=True):
             old.name, new.name = new.name, old.name
         return fusion
-
-    def _known(self, body: Graph, name: str) -> Graph:
-        key = fingerprint(body)
-        if key in self.bodies:
-            return self.bodies[key]
-        number = next(n for n in range(len(self.names) + 1) if f"{name}.{n}" not in self.names)
-        body.name = f"{name}.{number}"
-        self.names.add(body.name)
-        self.bodies[key] = body
-        return body
 
 
 def convex(graph: Graph, nodes: Collection[Node]) -> bool:
@@ -164,10 +174,12 @@ def _flat(nodes: Sequence[Node], results: Sequence[Value]) -> tuple[Graph, list[
 
 
 def _order(flat: Graph, outputs: Sequence[Value]) -> list[Node]:
-    """Operands before what reads them, the same for all graphs of one structure; as they stand where KV states are."""
+    """Operands before what reads them, the same for all graphs of one structure; as the nodes stand, where one of them
+    replaces a KV state that another reads."""
     nodes = list(flat.nodes)
-    states = any(v is not None and isinstance(v.type, KVType) for node in nodes for v in node.inputs)
-    return nodes if states else between(outputs, _outside(nodes))
+    replaced = [state for node in nodes for state in replaced_states(node)]
+    contended = any(len(flat.users(state)) > 1 for state in replaced)
+    return nodes if contended else between(outputs, _outside(nodes))
 
 
 def _outside(nodes: Sequence[Node]) -> set[Value]:
