@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,9 @@ def aim(target: str) -> Target:
     Raises UnknownTarget and DeviceNotFound.
     """
     goal = Target.parse(target, known_backends())
-    if (goal.backend or _preference(goal.device)[0]) == "torch":
+    if goal.backend is not None and (reason := find_backend(goal.backend).missing(goal.device)) is not None:
+        raise MissingFeature(f"the backend {goal.backend} cannot be used: {reason}", fix="use another target")
+    if _preferred(goal).name == "torch":
         _present(goal.device)
     return goal
 
@@ -102,7 +105,7 @@ def optimize(program: Program, goal: Target, pipeline: str, *, strict: bool = Fa
 
 def divide(program: Program, goal: Target, ledger: Ledger) -> dict[str, Backend]:
     """Step 4: the backend of every graph; one that holds an unsupported node goes to torch, with the reason told."""
-    preferred = find_backend(goal.backend or _preference(goal.device)[0])
+    preferred = _preferred(goal)
     fallback = find_backend("torch")
     parts: dict[str, Backend] = {}
     for name, graph in program.graphs.items():
@@ -149,6 +152,7 @@ def assemble(
         tokenizer=_tokenizer_text(tokenizer if tokenizer is not None else source.tokenizer),
     )
     made.bind()
+    _account(ledger, made.kernels)
     store.detach(weight.name for weight in used if not is_packed(weight.dtype))
     return Executable(made, classes=True)
 
@@ -173,10 +177,27 @@ def _refuse(**later: Any) -> None:
             )
 
 
+def _preferred(goal: Target) -> Backend:
+    """The backend that the target names, else the first for its kind of device that is here."""
+    if goal.backend is not None:
+        return find_backend(goal.backend)
+    found = map(find_backend, _preference(goal.device))
+    return next(backend for backend in found if backend.missing(goal.device) is None)
+
+
 def _preference(device: Device) -> list[str]:
-    """Backends for a kind of device, best first, of those that are here."""
+    """Backends for a kind of device, best first; torch, the last, can always be used."""
     wanted = ("tvm", "torch") if device.kind == "cpu" else ("triton", "torch")
     return [name for name in wanted if name in known_backends()]
+
+
+def _absent(goal: Target) -> list[str]:
+    """Why backends that would be better are not used."""
+    if goal.backend is not None:
+        return []
+    better = _preference(goal.device)
+    better = better[: better.index(_preferred(goal).name)]
+    return [f"the backend {name} is not used: {find_backend(name).missing(goal.device)}" for name in better]
 
 
 def _present(device: Device) -> Device:
@@ -195,7 +216,16 @@ def _describe(ledger: Ledger, program: Program, parts: Mapping[str, Backend], go
     ledger.summary.backend = ", ".join(sorted({backend.name for backend in parts.values()}))
     ledger.summary.device = goal.device.name
     ledger.summary.dtype = _dtype(program)
-    ledger.notes += [*program.meta.get("notes", ()), *([source.note] if source.note else []), *_packed_note(program)]
+    remarks = [source.note] if source.note else []
+    ledger.notes += [*_absent(goal), *program.meta.get("notes", ()), *remarks, *_packed_note(program, parts)]
+
+
+def _account(ledger: Ledger, kernels: Mapping[str, GraphKernel]) -> None:
+    """Enter what the backends decided, as steps after those of the pipeline."""
+    first = 1 + max((row.step for row in ledger.rows), default=-1)
+    for kernel in kernels.values():
+        ledger.summary.fallbacks |= kernel.fallbacks
+        ledger.rows += [replace(row, step=first + row.step) for row in kernel.report()]
 
 
 def _dtype(program: Program) -> str:
@@ -210,7 +240,9 @@ def _dtype(program: Program) -> str:
     return found.most_common(1)[0][0] if found else ""
 
 
-def _packed_note(program: Program) -> list[str]:
+def _packed_note(program: Program, parts: Mapping[str, Backend]) -> list[str]:
+    if all(backend.name != "torch" for backend in parts.values()):
+        return []
     forms = sorted({weight.dtype for weight in program.used_weights() if is_packed(weight.dtype)})
     return [f"weights stored as {', '.join(forms)} are unpacked exactly, once, when they are loaded"] if forms else []
 

@@ -26,6 +26,10 @@ class TorchBackend:
 
     name = "torch"
 
+    def missing(self, device: Device) -> str | None:
+        """Torch is always there."""
+        return None
+
     def supports(self, node: Node, device: Device) -> str | None:
         """Everything is supported."""
         return None

@@ -22,6 +22,7 @@ from irx.backends.torch.constants import Constants, place
 from irx.backends.torch.lowering import CONSTANT, SIZED, VARIABLE, Instruction, lower
 from irx.ir.dims import Bindings
 from irx.ir.graph import Graph
+from irx.ledger import Row
 from irx.runtime.profile import Timed
 from irx.runtime.store import WeightStore
 
@@ -86,6 +87,15 @@ class Plan:
         for i in self._copied:
             results[i] = results[i].clone()
         return results
+
+    @property
+    def fallbacks(self) -> dict[str, str]:
+        """Nothing is left to another backend."""
+        return {}
+
+    def report(self) -> list[Row]:
+        """There was nothing to decide."""
+        return []
 
     def profile(self, *inputs: Any) -> list[Timed]:
         """The time of every step of one call; KV states are changed in place."""

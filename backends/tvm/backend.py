@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import irx.ops  # noqa: F401  declares the ops that a text names
-from irx.backends.tvm.codegen import compile_kernels
+from irx.backends.tvm.codegen import compile_kernels, missing
 from irx.backends.tvm.kernel import Kernel
 from irx.backends.tvm.lowered import Choices
 from irx.backends.tvm.plan import Plan
@@ -29,6 +30,15 @@ class TvmBackend:
     """Builds the graph's text, the schedules used, and the kernels as objects with their sources."""
 
     name = "tvm"
+
+    def missing(self, device: Device) -> str | None:
+        """TVM and llvmlite, or a processor that they make code for."""
+        if device.kind != "cpu":
+            return f"it makes kernels for CPUs, and {device.name} is none"
+        architecture = platform.machine() if device.architecture == "any" else device.architecture
+        if architecture not in ("x86_64", "AMD64"):
+            return f"its kernels are for x86-64, not for {architecture}"
+        return missing()
 
     def supports(self, node: Node, device: Device) -> str | None:
         """Nodes without kernels run by torch inside the plan; only what moves a cache's slots cannot."""

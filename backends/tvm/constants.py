@@ -14,6 +14,7 @@ from irx.backends.tvm.lowered import Data, PackedPart
 from irx.backends.tvm.steps import Step, Steps
 from irx.ir.dims import symbol
 from irx.ir.graph import Graph, Literal, Value, Weight
+from irx.ir.regions import expanded
 from irx.ir.sizes import used_sizes
 from irx.ir.types import TensorType
 from irx.runtime.store import Stored, WeightStore
@@ -33,8 +34,11 @@ class Constants:
         """Take the weights from `store`."""
         for step in self._steps.steps:
             if step.lowered is None:
-                self.torch[step] = TorchPlan(alone(step), torch.device("cpu"))
+                self.torch[step] = TorchPlan(expanded(alone(step)), torch.device("cpu"))
                 self.torch[step].bind(store)
+                for value in step.site.operands:
+                    if value in self._steps.constants:
+                        self._values[value] = self._value(value, store)
             else:
                 self._bind_kernels(step, store)
         for value in self._steps.graph.outputs:

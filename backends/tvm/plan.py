@@ -16,6 +16,7 @@ from torch import Tensor
 
 from irx.backends.torch.binding import SizeReader
 from irx.backends.torch.plan import Plan as TorchPlan
+from irx.backends.tvm import report
 from irx.backends.tvm.binding import Bound, bind_sizes
 from irx.backends.tvm.buffers import plan_buffers
 from irx.backends.tvm.constants import Constants
@@ -24,7 +25,9 @@ from irx.backends.tvm.states import States
 from irx.backends.tvm.steps import Steps
 from irx.ir.dims import evaluate
 from irx.ir.graph import Graph
+from irx.ir.regions import expanded
 from irx.ir.types import TensorType
+from irx.ledger import Row
 from irx.runtime.profile import Timed
 from irx.runtime.store import WeightStore
 from irx.runtime.tensors import TORCH
@@ -66,6 +69,15 @@ class Plan:
         bound = self._prepared(inputs)
         return bound.run(inputs)
 
+    def report(self) -> list[Row]:
+        """Kernels, what is left to torch, and memory, as rows of the ledger."""
+        return report.rows(self.steps, self.buffers)
+
+    @property
+    def fallbacks(self) -> dict[str, str]:
+        """Nodes that torch runs, each with the reason."""
+        return report.fallbacks(self.steps)
+
     def profile(self, *inputs: Any) -> list[Timed]:
         """The time of every step of one call; KV states are changed in place."""
         return self._prepared(inputs).profile(inputs)
@@ -100,7 +112,7 @@ class Plan:
         """States that were evicted or gathered hold tokens anywhere, which only torch's kernels follow."""
         if self._whole is None:
             assert self._store is not None
-            self._whole = TorchPlan(self.graph, torch.device("cpu"))
+            self._whole = TorchPlan(expanded(self.graph), torch.device("cpu"))
             self._whole.bind(self._store)
         return self._whole(*inputs)
 

@@ -9,7 +9,8 @@ from irx.backends.tvm.buffers import VIEWS
 from irx.backends.tvm.lowered import Choices, Lowered, PackedPart, Refusal
 from irx.backends.tvm.rules import RULES
 from irx.backends.tvm.sites import Bodies, Site
-from irx.ir.graph import Graph, Literal, Value, Weight
+from irx.ir.graph import Graph, Value, Weight
+from irx.ir.sizes import dims_of, used_sizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +95,12 @@ def _mismatch(site: Site, lowered: Lowered) -> str | None:
 
 def _sized(site: Site) -> bool:
     """True for what depends on sizes or on nothing: it cannot be made before a call."""
-    return not site.operands or any(isinstance(v, Literal) for v in site.operands)
+    sizes = used_sizes(site.body) or any(dims_of(v.type) and not _static(v) for v in site.results)
+    return not site.operands or bool(sizes)
+
+
+def _static(value: Value) -> bool:
+    return all(isinstance(dim, int) for dim in dims_of(value.type))
 
 
 def _ops(body: Graph) -> str:

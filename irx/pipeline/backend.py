@@ -16,6 +16,9 @@ class Backend(Protocol):
 
     name: str
 
+    def missing(self, device: Device) -> str | None:
+        """What this installation or machine lacks to build for the device with this backend; None where nothing."""
+
     def supports(self, node: Node, device: Device) -> str | None:
         """Why the backend cannot run this node on the device; None where it can."""
 

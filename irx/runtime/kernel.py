@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from irx.ir.graph import Value
+from irx.ledger import Row
 from irx.runtime.profile import Timed
 from irx.runtime.store import WeightStore
 
@@ -25,6 +26,15 @@ class GraphKernel(Protocol):
 
     def bind(self, store: WeightStore) -> None:
         """Take the weights from `store` and prepare what depends on them only. Called once, before the first call."""
+        ...
+
+    @property
+    def fallbacks(self) -> Mapping[str, str]:
+        """Nodes that the backend leaves to torch, each with the reason."""
+        ...
+
+    def report(self) -> Sequence[Row]:
+        """What the backend decided, as rows of the ledger with steps counted from 0."""
         ...
 
     def profile(self, *inputs: Any) -> list[Timed]:
