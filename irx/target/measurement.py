@@ -46,20 +46,23 @@ def measure_host(
     read: Callable[[int], float],
     peaks: Mapping[str, Callable[[], float]],
     *,
+    keep: Callable[[], bool] = lambda: True,
     store: Store | None = None,
     again: bool = False,
 ) -> Measurement:
     """The rates of this machine's CPU: those in the cache, or, without any or if `again`, new ones, which are kept.
 
     `read(size)` reads a ring of that many bytes with all cores and gives bytes a second. `peaks` measure, by dtype,
-    operations a second with all cores. Raises ValueError for a rate that is no positive number.
+    operations a second with all cores. `keep` says afterwards whether the figures are good enough to be kept. Raises
+    ValueError for a rate that is no positive number.
     """
     store = store or Store()
     key = _key(host_cpu())
     known = None if again else _read(store.load(key))
     if known is None:
         known = _measure(read, peaks)
-        store.save(key, {PART: json.dumps(asdict(known)).encode()})
+        if keep():
+            store.save(key, {PART: json.dumps(asdict(known)).encode()})
     return known
 
 

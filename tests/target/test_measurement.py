@@ -69,6 +69,13 @@ def test_one_measurement_serves_until_another_is_asked_for(store: Store) -> None
     assert measured(host_cpu(), store).bandwidth_gb_s == 50
 
 
+def test_figures_that_are_not_good_enough_are_not_kept(store: Store) -> None:
+    machine = Machine()
+    found = measure_host(machine.read, {}, keep=lambda: False, store=store)
+    assert found.bandwidth_gb_s == 40
+    assert measured(host_cpu(), store) == host_cpu()
+
+
 def test_other_devices_are_left_as_they_are(store: Store) -> None:
     measure(Machine(), store)
     assert measured(find_device("a100"), store) is find_device("a100")
