@@ -25,6 +25,9 @@ from platformdirs import user_cache_dir
 FORMAT = 1
 DEFAULT_LIMIT = 4 * 2**30
 STALE_SECONDS = 3600  # a temporary file this old belongs to a process that was killed
+COUNT_SECONDS = 60  # how long a store trusts its count of the folder's bytes, to which other processes add
+
+_NEVER = float("-inf")
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +77,8 @@ class Store:
     def __init__(self, folder: Path | None = None, limit: int = DEFAULT_LIMIT) -> None:
         self.folder = folder or cache_folder()
         self.limit = limit
+        self._counted = _NEVER  # when the folder was last walked
+        self._bytes = 0  # what was found then, and what this store has written since
 
     def load(self, key: CacheKey) -> dict[str, bytes] | None:
         """The parts saved under `key`, or None. A damaged entry is removed."""
@@ -94,8 +99,11 @@ class Store:
     def save(self, key: CacheKey, parts: Mapping[str, bytes]) -> None:
         """Write an entry, then make room. A folder that cannot be written costs the entry, not the compilation."""
         try:
-            self._write(self._path(key), _pack(parts))
-            self.evict()
+            content = _pack(parts)
+            self._write(self._path(key), content)
+            self._bytes += len(content)
+            if self._must_count():
+                self.evict()
         except OSError as error:
             logger.warning("the cache at %s cannot be written (%s); nothing is kept", self.folder, error)
 
@@ -121,17 +129,25 @@ class Store:
         with self._lock(self.folder / "evict"):
             self._remove_stale()
             entries = sorted(self._entries(), key=lambda entry: entry[1].st_mtime_ns)
-            surplus = self.size() - self.limit
+            self._bytes, self._counted = sum(status.st_size for _, status in entries), time.monotonic()
             for path, status in entries:
-                if surplus <= 0:
+                if self._bytes <= self.limit:
                     return
                 path.unlink(missing_ok=True)
                 path.with_suffix(".lock").unlink(missing_ok=True)
-                surplus -= status.st_size
+                self._bytes -= status.st_size
 
     def size(self) -> int:
         """Bytes of all entries."""
         return sum(status.st_size for _, status in self._entries())
+
+    def _must_count(self) -> bool:
+        """True when the limit may be exceeded.
+
+        To walk the folder for each of many small entries would take longer than to write them, so in between what this
+        store writes is added up.
+        """
+        return self._bytes > self.limit or time.monotonic() - self._counted > COUNT_SECONDS
 
     def _path(self, key: CacheKey) -> Path:
         return self.folder / key.kind / f"{key.digest}.entry"

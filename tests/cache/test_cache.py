@@ -1,6 +1,7 @@
 import logging
 import multiprocessing
 import os
+import random
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -149,6 +150,72 @@ def test_of_many_processes_one_builds(store: Store, tmp_path: Path) -> None:
         process.join()
     assert [process.exitcode for process in processes] == [0] * 4
     assert log.read_text() == "built\n"
+
+
+def _kernel(number: int) -> bytes:
+    """A fake object: its bytes say which it is, and not all have the same length."""
+    return f"kernel {number} ".encode() * (50 + 13 * number)
+
+
+def _compile_all(folder: Path, seed: int, limit: int, ready: Path, fail: Path) -> None:
+    """What a compiling process does: fetch many kernels, some of them twice, in an order of its own."""
+    numbers = list(range(40)) + list(range(0, 40, 3))
+    random.Random(seed).shuffle(numbers)
+    ready.touch()
+    while len(list(ready.parent.glob("ready*"))) < 2:
+        time.sleep(0.001)
+    for number in numbers:
+        store = Store(folder, limit)
+        parts = store.fetch(CacheKey("kernel", str(number)), lambda number=number: {"object": _kernel(number)})
+        if parts != {"object": _kernel(number)}:
+            fail.write_text(f"kernel {number} is wrong")
+
+
+@pytest.mark.parametrize("limit", [2**30, 20_000], ids=["all fit", "some are evicted"])
+def test_two_processes_compiling_at_once_do_not_corrupt_the_cache(tmp_path: Path, limit: int) -> None:
+    folder, fail = tmp_path / "cache", tmp_path / "fail"
+    context = multiprocessing.get_context("fork")
+    processes = [
+        context.Process(target=_compile_all, args=(folder, seed, limit, tmp_path / f"ready{seed}", fail))
+        for seed in range(2)
+    ]
+    for process in processes:
+        process.start()
+    entries = folder / "kernel"
+    while any(process.is_alive() for process in processes):  # meanwhile a disk goes bad
+        for path in list(entries.glob("*.entry"))[:1]:
+            _damage(path)
+        time.sleep(0.005)
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert not fail.exists()
+    store = Store(folder, limit)
+    for number in range(40):
+        found = store.fetch(CacheKey("kernel", str(number)), lambda number=number: {"object": _kernel(number)})
+        assert found == {"object": _kernel(number)}
+    assert store.size() <= limit
+    assert list(folder.glob("*/*.tmp")) == []
+
+
+def _damage(path: Path) -> None:
+    try:
+        content = path.read_bytes()
+        path.write_bytes(content[:-3] + b"!!!")
+    except OSError:
+        return  # it was evicted in between
+
+
+def test_many_small_entries_do_not_walk_the_folder_each_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    walks = []
+    entries = Store._entries
+    monkeypatch.setattr(Store, "_entries", lambda self: walks.append(1) or entries(self))
+    for number in range(100):
+        store.save(CacheKey("kernel", str(number)), {"object": bytes(100)})
+    assert len(walks) == 1
+    store.limit = 1000
+    store.save(KEY, PARTS)
+    assert store.size() <= 1000
 
 
 def test_the_folder_is_the_users_or_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
