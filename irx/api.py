@@ -15,15 +15,16 @@ from irx.backends import find_backend, known_backends
 from irx.backends.torch.call import call_on_arrays
 from irx.errors import DeviceNotFound, MissingFeature, UnsupportedArgument
 from irx.frontends.sources import Source, read
+from irx.ir.excerpt import main_graph
 from irx.ir.graph import Graph
 from irx.ir.printer import print_program
 from irx.ir.program import Program
 from irx.ir.types import TensorType, is_float, is_packed
 from irx.ledger import Ledger
 from irx.passes import passes
-from irx.pipeline.backend import Backend
+from irx.pipeline.backend import Backend, Latency
 from irx.pipeline.base import Context
-from irx.pipeline.instruments import Compare, standard_instruments
+from irx.pipeline.instruments import Compare, Gain, standard_instruments
 from irx.pipeline.oracle import Oracle
 from irx.pipeline.pipeline import Pipeline
 from irx.runtime import artifact
@@ -31,6 +32,7 @@ from irx.runtime.compiled import Compiled, restore
 from irx.runtime.executable import Executable
 from irx.runtime.kernel import GraphKernel
 from irx.runtime.snapshot import declared, stored_weights, tensor_of
+from irx.runtime.spill import settled
 from irx.runtime.store import WeightStore
 from irx.target import Device, Target
 
@@ -98,7 +100,8 @@ def aim(target: str) -> Target:
 
 def optimize(program: Program, goal: Target, pipeline: str, *, strict: bool = False) -> tuple[Program, Ledger]:
     """Step 3: run the pipeline, with the oracle that also knows torch's functions."""
-    instruments = (*standard_instruments(), Compare(call=call_on_arrays))
+    measure = partial(_latency, goal=goal)
+    instruments = (*standard_instruments(), Compare(call=call_on_arrays), Gain(measure))
     ctx = Context.of(program, goal.device, Oracle(call=call_on_arrays))
     return Pipeline.parse(pipeline, passes(), instruments).run(program, ctx, strict=strict)
 
@@ -132,7 +135,8 @@ def assemble(
 ) -> Executable:
     """Step 7: kernels, weights on their device, and what is known about the model."""
     used = program.used_weights()
-    store = WeightStore(partial(tensor_of, program.weights), torch.device(goal.device.kind))
+    weights = settled(program.weights, used)
+    store = WeightStore(partial(tensor_of, weights), torch.device(goal.device.kind))
     _describe(ledger, program, parts, goal, source)
     made = Compiled(
         name=program.name,
@@ -145,7 +149,7 @@ def assemble(
         blobs=dict(blobs),
         backends={name: backend.name for name, backend in parts.items()},
         packed={weight.name: weight.dtype for weight in used if is_packed(weight.dtype)},
-        weights=stored_weights(program.weights, used, store),
+        weights=stored_weights(weights, used, store),
         store=store,
         ledger=ledger,
         program=partial(print_program, declared(program, used)),
@@ -189,6 +193,12 @@ def _preference(device: Device) -> list[str]:
     """Backends for a kind of device, best first; torch, the last, can always be used."""
     wanted = ("tvm", "torch") if device.kind == "cpu" else ("triton", "torch")
     return [name for name in wanted if name in known_backends()]
+
+
+def _latency(program: Program, goal: Target) -> Latency | str:
+    """The time of one step of a program of one graph."""
+    (graph,) = main_graph(program).graphs.values()
+    return _preferred(goal).latency(program, graph, goal.device)
 
 
 def _absent(goal: Target) -> list[str]:

@@ -42,6 +42,10 @@ class TorchBackend:
         """The graph as text, with the bodies of fusions in their places."""
         return {FILE: print_program(excerpt(program, expanded(graph))).encode()}
 
+    def latency(self, program: Program, graph: Graph, device: Device) -> str:
+        """Passes are for kernels that torch does not have; nothing is measured."""
+        return "torch runs the model, whose kernels do not depend on passes"
+
     def load(self, blobs: Mapping[str, bytes], device: Device) -> Plan:
         """The kernel of a graph that `build` wrote. Nothing of the text is executed as Python."""
         if FILE not in blobs:

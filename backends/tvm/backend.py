@@ -10,19 +10,23 @@ from typing import Any
 import irx.ops  # noqa: F401  declares the ops that a text names
 from irx.backends.tvm.codegen import compile_kernels, missing
 from irx.backends.tvm.kernel import Kernel
-from irx.backends.tvm.lowered import Choices
+from irx.backends.tvm.lowered import Choices, default_schedule
+from irx.backends.tvm.measure import latency
 from irx.backends.tvm.plan import Plan
 from irx.backends.tvm.steps import Lowering, Steps
 from irx.errors import DamagedArtifact
 from irx.ir.excerpt import excerpt
 from irx.ir.graph import Graph, Node
+from irx.ir.opdef import tensor_bytes
 from irx.ir.parser import parse
 from irx.ir.printer import print_program
 from irx.ir.program import Program
-from irx.target import Device
+from irx.pipeline.backend import Latency
+from irx.target import Device, host_cpu
 
 GRAPH = "graph.irx"
 SCHEDULES = "schedules.json"
+SMALLEST_MEASURED = 8 << 20  # bytes of weights of a model whose passes are timed
 REPLACING = ("kv_evict", "kv_gather")
 
 
@@ -57,6 +61,14 @@ class TvmBackend:
         for symbol, data in compile_kernels(kernels, device).items():
             files[f"{symbol}.o"] = data
         return files | {f"{kernel.symbol}.py": kernel.source.encode() for kernel in kernels}
+
+    def latency(self, program: Program, graph: Graph, device: Device) -> Latency | str:
+        """The sum of the graph's regions, each timed alone on this machine."""
+        if not device.features <= host_cpu().features:
+            return f"this machine is no {device.name}"
+        if sum(int(str(tensor_bytes(weight.tensor))) for weight in program.used_weights()) < SMALLEST_MEASURED:
+            return f"the model has less than {SMALLEST_MEASURED >> 20} MiB of weights, too little to tell passes apart"
+        return latency(graph, device, Choices(device, default_schedule))
 
     def load(self, blobs: Mapping[str, bytes], device: Device) -> Plan:
         """The plan of a graph that `build` wrote; kernels that this device needs and the files lack are compiled."""

@@ -7,6 +7,17 @@ from irx.ir.program import Program
 from irx.ir.sizes import used_sizes
 
 
+MAIN = ("decode", "forward")
+
+
+def main_graph(program: Program) -> Program:
+    """A copy with only the graph that one step runs: `decode` where there is one, else `forward`, else the first."""
+    name = next((name for name in (*MAIN, *program.graphs) if name in program.graphs), None)
+    copy = program.clone()
+    copy.graphs = {name: copy.graphs[name]} if name is not None else {}
+    return copy
+
+
 def excerpt(program: Program, graph: Graph) -> Program:
     """A program of this graph only, with its weights declared and without their arrays."""
     alone = Program(graph.name, {graph.name: graph})

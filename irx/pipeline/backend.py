@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from irx.ir.graph import Graph, Node
 from irx.ir.program import Program
 from irx.runtime.kernel import GraphKernel
 from irx.target import Device
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Seconds, and the band within which two measurements of the same thing lie."""
+
+    seconds: float
+    noise: float
 
 
 class Backend(Protocol):
@@ -27,6 +36,9 @@ class Backend(Protocol):
 
     def build(self, program: Program, graph: Graph, device: Device, schedules: Any) -> dict[str, bytes]:
         """Everything that `load` needs, by file name: objects and binaries with their sources."""
+
+    def latency(self, program: Program, graph: Graph, device: Device) -> Latency | str:
+        """The time of one call of the graph with small sizes, as the sum of its regions measured here, or why not."""
 
     def load(self, blobs: Mapping[str, bytes], device: Device) -> GraphKernel:
         """A kernel that runs the graph. Raises MissingFeature where this host cannot run it."""

@@ -25,9 +25,25 @@ _NORMALIZE = (
     "slice-rows",
 )
 
+# Products of one input first, while they stand alone. Then regions grow: what unpacks weights, what joins products,
+# what follows them and what comes before. What no product, attention or lookup has taken is grouped at the end.
+_FUSE = (
+    "fold-scale",
+    "merge-linears",
+    "split-gated",
+    "fuse-dequantize",
+    "fuse-gated",
+    "fuse-epilogue",
+    "fuse-residual",
+    "fuse-norm",
+    "fuse-attention",
+    "fuse-embedding",
+    "fuse-regions",
+)
+
 PRESETS: Mapping[str, str] = {
     # What every program needs to run: the captured graph cleaned up, recognised and given its cache.
     "none": " | ".join(_NORMALIZE),
     # Every EXACT and ROUNDING pass that is worth it.
-    "default": "none",
+    "default": " | ".join(("none", *_FUSE)),
 }

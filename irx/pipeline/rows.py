@@ -9,8 +9,9 @@ from dataclasses import replace
 from irx.ir.graph import Graph, Loc
 from irx.ir.program import Program
 from irx.ir.regions import flat_nodes
-from irx.ledger import KEPT, NO_MATCH, REFUSED, Miss, Row
+from irx.ledger import DROPPED, KEPT, NO_MATCH, REFUSED, Miss, Row
 from irx.pipeline.base import NearMiss, Pass, Report, Site
+from irx.pipeline.instruments.base import Verdict
 
 _PLACES = 8  # module paths that a row keeps of its sites
 
@@ -34,6 +35,12 @@ def refused_row(step: int, one: Pass, reason: str, report: Report | None = None)
     if report is None:
         return row
     return replace(row, near_misses=_misses(report.near_misses), error=_finite(report.error))
+
+
+def taken_back_row(step: int, one: Pass, verdict: Verdict) -> Row:
+    """The row of a pass that was taken back when all had run."""
+    row = refused_row(step, one, verdict.reason)
+    return replace(row, decision=DROPPED) if verdict.dropped else row
 
 
 def operations(program: Program) -> dict[str, int]:

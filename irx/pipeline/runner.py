@@ -14,7 +14,7 @@ from irx.ledger import Ledger, Row
 from irx.pipeline.base import Context, Effect, Pass, Report
 from irx.pipeline.instruments.base import Instrument, Kept, Verdict
 from irx.pipeline.oracle import reading
-from irx.pipeline.rows import calls, kept_rows, operations, refused_row
+from irx.pipeline.rows import calls, kept_rows, operations, refused_row, taken_back_row
 
 LARGEST_ERROR = {Effect.EXACT: 1e-9, Effect.ROUNDING: 1e-5}
 """What a pass's own checks may measure on the float64 oracle: EXACT differs by the oracle's rounding alone."""
@@ -38,8 +38,8 @@ def run(
     result = attempt.run(program)
     while (verdict := _verdict(instruments, program, attempt.kept, ctx)) is not None:
         ctx.fuel.spent = spent
-        refused = {**attempt.taken_back, verdict.step: verdict.reason}
-        if strict:
+        refused = {**attempt.taken_back, verdict.step: verdict}
+        if strict and not verdict.dropped:
             raise _refused(passes[verdict.step], verdict.reason, verdict.step)
         attempt = _Attempt(passes, instruments, ctx, strict, refused)
         result = attempt.run(program)
@@ -59,7 +59,7 @@ class _Attempt:
     instruments: Sequence[Instrument]
     ctx: Context
     strict: bool
-    taken_back: dict[int, str] = field(default_factory=dict)
+    taken_back: dict[int, Verdict] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
 
@@ -68,7 +68,7 @@ class _Attempt:
             instrument.begin(program, self.ctx)
         for step, one in enumerate(self.passes):
             if step in self.taken_back:
-                self.rows.append(refused_row(step, one, self.taken_back[step]))
+                self.rows.append(taken_back_row(step, one, self.taken_back[step]))
             else:
                 program = self._step(step, one, program)
         return program

@@ -7,6 +7,7 @@ import os
 from irx.pipeline.instruments.base import Instrument, Kept, Verdict
 from irx.pipeline.instruments.compare import Compare
 from irx.pipeline.instruments.dump import Dump
+from irx.pipeline.instruments.gain import Gain
 from irx.pipeline.instruments.time import Time
 from irx.pipeline.instruments.verify import Verify
 
@@ -17,4 +18,4 @@ def standard_instruments() -> tuple[Instrument, ...]:
     return (*((Dump(folder),) if folder else ()), Verify(), Time())
 
 
-__all__ = ["Compare", "Dump", "Instrument", "Kept", "Time", "Verdict", "Verify", "standard_instruments"]
+__all__ = ["Compare", "Dump", "Gain", "Instrument", "Kept", "Time", "Verdict", "Verify", "standard_instruments"]

@@ -26,10 +26,11 @@ class Kept:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A pass that turned out wrong only when all had run."""
+    """A pass that turned out wrong only when all had run, or, where it is `dropped`, not worth it."""
 
     step: int
     reason: str
+    dropped: bool = False
 
 
 class Instrument:

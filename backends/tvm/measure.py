@@ -1,0 +1,137 @@
+"""The time of one call of a graph as the sum of its regions, each timed alone with weights that are not in the cache.
+
+A region is timed once, whatever the number of sites that share it, on as many copies of its weights as there are sites
+(up to a limit), so that what is read from memory in the model is read from memory here. Results are kept in the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+from collections import Counter
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+
+from irx.backends.tvm.codegen import compile_kernels
+from irx.backends.tvm.kernel import Kernel
+from irx.backends.tvm.lowered import Choices
+from irx.backends.tvm.plan import Plan
+from irx.backends.tvm.sites import Site
+from irx.backends.tvm.steps import Lowering, Step, Steps
+from irx.cache import CacheKey, Store
+from irx.ir.blocks import FORMATS
+from irx.ir.dims import evaluate
+from irx.ir.graph import Graph, Value, Weight
+from irx.ir.opdef import tensor_bytes
+from irx.ir.sizes import used_sizes
+from irx.ir.types import KVType, TensorType, is_packed
+from irx.pipeline.backend import Latency
+from irx.runtime.kv import empty_state
+from irx.runtime.store import Stored, WeightStore
+from irx.runtime.tensors import TORCH, Packed
+from irx.target import Device, host_cpu
+
+CONTEXT = 128  # tokens that states hold, and rows of graphs without one
+RING = 64 << 20  # bytes of copies of one region's weights: more than a second-level cache, less than a model
+REPEAT = 15
+
+
+def latency(graph: Graph, device: Device, choices: Choices) -> Latency:
+    """One call of `graph` with a batch of one, in which states hold CONTEXT tokens."""
+    steps = Lowering(choices).steps(graph)
+    counts = Counter(step.site.body for step in steps.steps)
+    first = {step.site.body: step for step in reversed(steps.steps)}
+    sizes = {name: 1 if name in ("B", "R") else CONTEXT for name in used_sizes(graph)}
+    objects = compile_kernels([k for step in first.values() for k in _kernels(step, sizes)], device)
+    timings = [(count, _timing(first[body], count, sizes, objects)) for body, count in counts.items()]
+    seconds = sum(count * timing.seconds for count, timing in timings)
+    return Latency(seconds, sum((count * timing.noise) ** 2 for count, timing in timings) ** 0.5)
+
+
+def _kernels(step: Step, sizes: Mapping[str, int]) -> list[Kernel]:
+    """The kernels that serve these sizes."""
+    if step.lowered is None:
+        return []
+    case = next(c for c in step.lowered.cases if c.most is None or evaluate(c.size, sizes) <= c.most)
+    return [call.kernel for call in case.calls]
+
+
+def _timing(step: Step, count: int, sizes: Mapping[str, int], objects: Mapping[str, bytes]) -> Latency:
+    """One region, alone; from the cache where it was timed on this machine before."""
+    ring = _ring(step, count)
+    store, key = Store(), _key(step, len(ring.steps), sizes, objects)
+    found = store.load(key)
+    if found is not None:
+        return Latency(*json.loads(found["timing"]))
+    made = _timed(ring, sizes, objects)
+    store.save(key, {"timing": json.dumps([made.seconds, made.noise]).encode()})
+    return made
+
+
+def _timed(ring: Steps, sizes: Mapping[str, int], objects: Mapping[str, bytes]) -> Latency:
+    plan = Plan(ring.graph, ring, objects)
+    plan.bind(WeightStore(partial(_zeros, {w.name: w.tensor for w in _weights(ring)}), torch.device("cpu")))
+    inputs = [_input(value, sizes) for value in ring.graph.inputs]
+    runs = [sum(timed.seconds for timed in plan.profile(*inputs)) for _ in range(REPEAT + 3)][3:]
+    lower, median, upper = statistics.quantiles(runs, n=4)
+    return Latency(median / len(ring.steps), (upper - lower) / 2 / len(ring.steps))
+
+
+def _ring(step: Step, count: int) -> Steps:
+    """The region several times, each with weights of its own."""
+    graph, node = Graph("ring"), step.site.node
+    size = sum(_bytes(value.tensor) for value in step.site.operands if isinstance(value, Weight))
+    shared: dict[Value, Value] = {}
+    for value in dict.fromkeys(step.site.operands):
+        if not isinstance(value, Weight):
+            shared[value] = graph.add_input(value.name, value.type)
+    ring = Steps(graph)
+    for number in range(min(count, max(1, RING // max(size, 1)))):
+        own = {v: Weight(f"{v.name}/{number}", v.type) for v in step.site.operands if isinstance(v, Weight)}
+        made = graph.add_copy(node, {**shared, **own})
+        operands = tuple({**shared, **own}[value] for value in step.site.operands)
+        site = Site(made, step.site.body, operands, made.outputs)
+        ring.order.append(site)
+        ring.steps.append(Step(site, step.lowered, step.reason))
+    return ring
+
+
+def _key(step: Step, copies: int, sizes: Mapping[str, int], objects: Mapping[str, bytes]) -> CacheKey:
+    """What a time depends on: kernels and shapes, threads, and the machine."""
+    types = ", ".join(str(value.type) for value in (*step.site.operands, *step.site.results))
+    kernels = [kernel.symbol for kernel in _kernels(step, sizes)]
+    text = json.dumps([step.site.name, types, kernels, copies, sorted(sizes.items()), torch.get_num_threads()])
+    host = host_cpu()
+    machine = f"{host.title}, {host.cores} cores"
+    return CacheKey("latency", hashlib.sha256(text.encode()).hexdigest(), machine)
+
+
+def _weights(ring: Steps) -> list[Weight]:
+    return [value for site in ring.order for value in site.operands if isinstance(value, Weight)]
+
+
+def _zeros(types: Mapping[str, TensorType], name: str) -> Stored:
+    """A weight of zeros: kernels take as long for them as for any other numbers."""
+    kind = types[name]
+    shape = [int(str(size)) for size in kind.shape]
+    if is_packed(kind.dtype):
+        return Packed(torch.zeros(FORMATS[kind.dtype].packed_shape(shape), dtype=torch.uint8), kind.dtype)
+    return torch.zeros(shape, dtype=TORCH[kind.dtype])
+
+
+def _input(value: Value, sizes: Mapping[str, int]) -> object:
+    if isinstance(value.type, KVType):
+        state = empty_state(value.type, sizes.get("B", 1), torch.device("cpu"))
+        state.reserve(2 * CONTEXT, 2 * CONTEXT)
+        state.lengths = (CONTEXT,) * sizes.get("B", 1)
+        return state
+    shape = [evaluate(dim, sizes) for dim in value.shape]
+    tensor = torch.ones(shape, dtype=TORCH[value.dtype])
+    return tensor * (CONTEXT - 1) if value.dtype == "i64" else tensor
+
+
+def _bytes(tensor: TensorType) -> int:
+    return int(str(tensor_bytes(tensor)))

@@ -1,0 +1,84 @@
+"""Gain: what each pass brings on this device, measured, and passes that make the model slower dropped.
+
+A pass is judged by leaving it out: the pipeline runs without it, and the kernels of one step are timed with and
+without. A step is one decode step where there is a cache, one forward otherwise. Passes that a model needs to run at
+all are not judged, nor are lossy ones dropped: somebody asked for those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+from irx.ir.excerpt import main_graph
+from irx.ir.program import Program
+from irx.ledger import KEPT, Ledger
+from irx.pipeline.backend import Latency
+from irx.pipeline.base import Context, Effect, Pass, Stage
+from irx.pipeline.instruments.base import Instrument, Kept, Verdict
+from irx.pipeline.oracle import reading
+from irx.rewrite.report import Fuel
+
+Measure: TypeAlias = Callable[[Program], "Latency | str"]
+"""The latency of one step of a program's main graph on the device, or why it is not measured."""
+
+FIRST = Stage.DEPTH  # passes before it make the program what every backend can run
+
+
+@dataclass
+class Gain(Instrument):
+    """Times a step with every pass, and without each."""
+
+    measure: Measure
+    gains: dict[int, Latency] = field(default_factory=dict, init=False)
+    note: str = field(default="", init=False)
+
+    def judge(self, captured: Program, kept: Sequence[Kept], ctx: Context) -> Verdict | None:
+        """The pass that costs most, where one costs more than the noise."""
+        self.gains, self.note = {}, ""
+        judged = [i for i, step in enumerate(kept) if step.one.stage >= FIRST and step.sites]
+        if not judged:
+            return None
+        whole = self.measure(kept[-1].program)
+        if isinstance(whole, str):
+            self.note = f"the gain of passes was not measured: {whole}"
+            return None
+        for i in judged:
+            without = self.measure(_without(kept, i, ctx))
+            if isinstance(without, Latency):
+                noise = (whole.noise**2 + without.noise**2) ** 0.5
+                self.gains[kept[i].step] = Latency(whole.seconds - without.seconds, noise)
+        return self._worst(kept)
+
+    def end(self, passes: Sequence[Pass], ledger: Ledger) -> None:
+        """Enter the gains, each in the first row of its pass."""
+        ledger.notes += [self.note] if self.note else []
+        entered: set[int] = set()
+        for i, row in enumerate(ledger.rows):
+            if row.decision == KEPT and row.step in self.gains and row.step not in entered:
+                gain = self.gains[row.step]
+                ledger.rows[i] = replace(row, latency=gain.seconds, noise=gain.noise)
+                entered.add(row.step)
+
+    def _worst(self, kept: Sequence[Kept]) -> Verdict | None:
+        losses: Mapping[int, Latency] = {
+            step.step: self.gains[step.step]
+            for step in kept
+            if step.step in self.gains and step.one.effect is not Effect.LOSSY
+        }
+        worst = max(losses, key=lambda step: losses[step].seconds, default=None)
+        if worst is None or losses[worst].seconds <= max(losses[worst].noise, 0.0):
+            return None
+        slower = losses[worst].seconds * 1e6
+        return Verdict(worst, f"a step is {slower:.0f} us slower with it on this device", dropped=True)
+
+
+def _without(kept: Sequence[Kept], index: int, ctx: Context) -> Program:
+    """The program as it would be without one pass: those after it run again, on what a step needs."""
+    before = kept[index - 1].program if index else kept[index].program
+    program = main_graph(before)
+    unlimited = replace(reading(ctx, program), fuel=Fuel())
+    for step in kept[index + 1 :]:
+        step.one.run(program, unlimited)
+    return program
