@@ -12,13 +12,15 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from irx.bench.baselines.absent import Absent
+from irx.bench.baselines.language import Step, eager_decode, inductor_decode
+from irx.bench.baselines.models import causal_lm
+from irx.bench.baselines.reading import reader
+from irx.bench.lab import irx_decode
 from irx.bench.timing import Timing, interleave
 from irx.errors import TokenizerNeeded
-
-if TYPE_CHECKING:
-    import torch
 
 PROMPT = "Water boils at 100 degrees"
 CONTEXT = 128  # tokens before the timed step, fewer where the model takes no more
@@ -94,64 +96,28 @@ def speed(fast: Any, path: Path, *, inductor: bool = True) -> Speed:
     """Time a decode step of `fast` against transformers on the same weights."""
     import torch
 
-    from irx.bench.baselines import eager_step, inductor_missing, inductor_step
-
-    module = _reference(path)
+    module = causal_lm(path)
     context = min(CONTEXT, module.config.max_position_embeddings // 2)
     ids = torch.randint(0, module.config.vocab_size, (1, context), generator=torch.Generator().manual_seed(0))
-    candidates = {"IRX": irx_step(fast, ids), "eager": eager_step(module, ids)}
-    reason = inductor_missing() if inductor else "not asked for"
-    if reason is None:
-        candidates["Inductor"] = inductor_step(module, ids)
-        reason = failure(candidates["Inductor"])
-    if reason is not None:
-        candidates.pop("Inductor", None)
-    weights = [p.detach() for p in module.parameters()]
-    candidates["read"] = lambda: [w.sum() for w in weights]
+    candidates = {"IRX": irx_decode(fast, ids), "eager": eager_decode(module, ids)}
+    made, reason = attempt(lambda: inductor_decode(module, ids)) if inductor else (None, "not asked for")
+    if made is not None:
+        candidates["Inductor"] = made
+    size = sum(p.numel() * p.element_size() for p in module.parameters())
+    candidates["read"] = reader(size)[0]
     with torch.no_grad():
         timings = interleave(candidates)
-    size = sum(w.numel() * w.element_size() for w in weights)
     read = timings.pop("read").low
     return Speed(context, timings, {"Inductor": reason} if reason else {}, size, size / read)
 
 
-def failure(step: Callable[[], object]) -> str | None:
-    """Why a candidate does not run here, None where it does: a demo goes on without it."""
+def attempt(make: Callable[[], Step]) -> tuple[Step | None, str]:
+    """A candidate that ran once, or None and why it does not run here: a demo goes on without it."""
     try:
+        step = make()
         step()
     except Exception as error:
         lines = str(error).strip().splitlines()
-        return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
-    return None
-
-
-def irx_step(fast: Any, context: torch.Tensor) -> Any:
-    """A decode step of an executable after `context`; every call does the same step again."""
-    session = fast.session()
-    session.append(context)
-    token = context[:, -1:]
-
-    def step() -> object:
-        logits = session.append(token)
-        session.truncate(context.shape[1])
-        return logits
-
-    return step
-
-
-def _reference(path: Path) -> Any:
-    """transformers' own model with the file's weights in float32."""
-    import torch
-
-    if path.is_dir():
-        from transformers import AutoModelForCausalLM
-
-        module: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
-        return module.eval().requires_grad_(False)
-    from irx.frontends.gguf.model import load
-
-    model = load(path)
-    state = {name: torch.from_numpy(weight.values()) for name, weight in model.weights.items()}
-    model.module.load_state_dict(state, assign=True)
-    model.module.tie_weights()  # type: ignore[operator]
-    return model.module.requires_grad_(False)
+        message = lines[0] if lines else "no message"
+        return None, message if isinstance(error, Absent) else f"{type(error).__name__}: {message}"
+    return step, ""

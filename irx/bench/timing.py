@@ -1,7 +1,8 @@
 """Timing candidates against each other in one run.
 
 Machines drift: a number taken now and one taken a minute ago are not comparable. So all candidates take turns, in a
-new random order each round, and what is reported is the median of each with its quartiles, and ratios of medians.
+new random order each round, and what is reported is the median of each with its quartiles, and the median and quartiles
+of ratios within a round.
 """
 
 from __future__ import annotations
@@ -9,8 +10,15 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
+
+Call: TypeAlias = Callable[[], object]
+
+WARMUP = 5  # calls of each candidate before the first round
+SETTLE = 3  # calls at the start of a turn that bring a candidate's weights and code back into the caches
+SLOW = 0.25  # seconds of a call from which one call settles, and two are enough for a turn
 
 
 @dataclass(frozen=True)
@@ -26,34 +34,65 @@ class Timing:
         return f"{self.median * 1e3:.2f} ms ({self.low * 1e3:.2f} to {self.high * 1e3:.2f}, {self.rounds} rounds)"
 
 
-def interleave(
-    candidates: Mapping[str, Callable[[], object]], *, rounds: int = 12, passes: int = 4, warmup: int = 3
-) -> dict[str, Timing]:
-    """Time all candidates in turns. Each round runs every candidate `passes` times back to back and keeps the mean.
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles of any figures."""
 
-    `warmup` calls of each come first and are not counted.
+    median: float
+    low: float
+    high: float
+
+
+def interleave(candidates: Mapping[str, Call], *, rounds: int = 10, turn: float = 0.2) -> dict[str, Timing]:
+    """Time all candidates in turns; see `samples`."""
+    return {name: summary(seconds) for name, seconds in samples(candidates, rounds=rounds, turn=turn).items()}
+
+
+def samples(candidates: Mapping[str, Call], *, rounds: int = 10, turn: float = 0.2) -> dict[str, list[float]]:
+    """Seconds of a call of each candidate, one figure a round.
+
+    A round gives every candidate one turn of about `turn` seconds, in random order: a few calls that do not count, then
+    calls back to back, of which the mean is kept.
     """
-    for function in candidates.values():
-        for _ in range(warmup):
-            function()
+    plans = {name: _plan(function, turn) for name, function in candidates.items()}
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     order = list(candidates)
     shuffle = random.Random(0).shuffle
     for _ in range(rounds):
         shuffle(order)
         for name in order:
-            seconds[name].append(_mean_of(candidates[name], passes))
-    return {name: _summary(samples) for name, samples in seconds.items()}
+            seconds[name].append(_turn(candidates[name], *plans[name]))
+    return seconds
 
 
-def _mean_of(function: Callable[[], object], passes: int) -> float:
-    function()  # brings this candidate's weights and code back into the caches
+def summary(seconds: Sequence[float]) -> Timing:
+    """Median and quartiles of the rounds."""
+    found = spread(seconds)
+    return Timing(found.median, found.low, found.high, len(seconds))
+
+
+def spread(figures: Sequence[float]) -> Spread:
+    """Median and quartiles; of a single figure, the figure itself."""
+    if len(figures) == 1:
+        return Spread(figures[0], figures[0], figures[0])
+    low, median, high = statistics.quantiles(figures, n=4, method="inclusive")
+    return Spread(median, low, high)
+
+
+def _plan(function: Call, turn: float) -> tuple[int, int]:
+    """How many calls of a turn settle and how many count, after the warm-up."""
+    once = float("inf")
+    for _ in range(WARMUP):
+        start = time.perf_counter()
+        function()
+        once = min(once, time.perf_counter() - start)
+    return (1, 2) if once > SLOW else (SETTLE, max(2, min(1000, round(turn / once))))
+
+
+def _turn(function: Call, settle: int, passes: int) -> float:
+    for _ in range(settle):
+        function()
     start = time.perf_counter()
     for _ in range(passes):
         function()
     return (time.perf_counter() - start) / passes
-
-
-def _summary(samples: list[float]) -> Timing:
-    low, median, high = statistics.quantiles(samples, n=4)
-    return Timing(median, low, high, len(samples))

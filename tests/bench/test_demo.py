@@ -1,10 +1,13 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import irx
-from irx.bench import baselines, demo
+from irx.bench import demo
+from irx.bench.baselines.language import compiled, growing_decode, static_decode
+from irx.bench.lab import irx_decode
 from irx.bench.timing import Timing
 from irx.errors import ModelNotFound, TokenizerNeeded
 from tests.cli.models import save_model
@@ -39,13 +42,16 @@ def test_every_step_is_the_same_step(folder: Path) -> None:
 
     context = torch.tensor([[1, 2, 3, 4, 5]])
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    ours = demo.irx_step(irx.compile(str(folder), target="torch"), context)
-    theirs = baselines.eager_step(model, context)
+    steps = [
+        irx_decode(irx.compile(str(folder), target="torch"), context),
+        static_decode(model, context, model.forward),
+        growing_decode(model, context),
+    ]
     with torch.no_grad():
         expected = model(torch.cat([context, context[:, -1:]], dim=1)).logits[:, -1:]
     for _ in range(3):
-        torch.testing.assert_close(ours(), expected, atol=1e-5, rtol=0)
-        torch.testing.assert_close(theirs(), expected, atol=1e-5, rtol=0)
+        for step in steps:
+            torch.testing.assert_close(step(), expected, atol=1e-5, rtol=0)
 
 
 def test_figures() -> None:
@@ -60,13 +66,15 @@ def test_figures() -> None:
 
 
 def test_a_candidate_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken() -> None:
+    def broken() -> Any:
         raise RuntimeError("no headers\nand more")
 
-    assert demo.failure(broken) == "RuntimeError: no headers"
-    assert demo.failure(lambda: None) is None
+    assert demo.attempt(broken) == (None, "RuntimeError: no headers")
+    assert demo.attempt(lambda: broken) == (None, "RuntimeError: no headers")
+    made: Any = list
+    assert demo.attempt(lambda: made) == (list, "")
     monkeypatch.setenv("PATH", "")
-    assert "no C++ compiler" in str(baselines.inductor_missing())
+    assert "no C++ compiler" in demo.attempt(lambda: compiled(broken))[1]
 
 
 def test_a_model_without_a_tokenizer(folder: Path, tmp_path: Path) -> None:

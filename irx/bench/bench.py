@@ -1,0 +1,77 @@
+"""`irx bench`: every claim about speed, measured again on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from irx.bench.lab import QUICK_ROUNDS, Lab
+from irx.bench.result import Result
+from irx.errors import UnknownOption
+
+FAMILIES = ("decode", "prefill", "attention", "minilm", "batch", "rate", "compile")
+
+
+class Family(Protocol):
+    """Rows that are measured together."""
+
+    @property
+    def name(self) -> str:
+        """What it is called on the command line."""
+
+    @property
+    def title(self) -> str:
+        """What is measured, in a few words."""
+
+    def measure(self, lab: Lab) -> Iterator[Result]:
+        """The results, row by row."""
+
+
+def run(
+    names: Sequence[str],
+    *,
+    model: str | None = None,
+    target: str = "cpu",
+    threads: int = 2,
+    rounds: int = 10,
+    quick: bool = False,
+    begin: Callable[[str], object] = lambda title: None,
+) -> list[Result]:
+    """The results of the named families, of all without names; `begin` hears what is measured next.
+
+    Raises UnknownOption for a family there is not, ModelNotFound without the model.
+    """
+    import torch
+
+    chosen = [family for name in names or FAMILIES for family in families(name)]
+    lab = Lab(_path(model), target, threads, *((QUICK_ROUNDS, 0.05) if quick else (rounds, 0.2)))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return [result for family in chosen for result in _measure(family, lab, begin)]
+    finally:
+        torch.set_num_threads(before)
+
+
+def families(name: str) -> list[Family]:
+    """The families of that name. Raises UnknownOption."""
+    if name not in FAMILIES:
+        raise UnknownOption(name, FAMILIES)
+    module: Any = import_module(f"irx.bench.rows.{name}")
+    return list(module.FAMILIES) if hasattr(module, "FAMILIES") else [module.FAMILY]
+
+
+def _measure(family: Family, lab: Lab, begin: Callable[[str], object]) -> Iterator[Result]:
+    import torch
+
+    begin(family.title)
+    torch.compiler.reset()  # graphs of earlier families would be tried first, and are limited in number
+    yield from family.measure(lab)
+
+
+def _path(model: str | None) -> Path:
+    from irx.frontends.gguf.demo import SMOLLM2
+
+    return Path(model) if model else SMOLLM2.open().path

@@ -1,0 +1,78 @@
+"""What a row of the bench says: a figure with its spread, what was wanted, and whether it holds."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from irx.bench.timing import Spread, Timing
+
+SLACK = 0.95  # how far below what is wanted the lower quartile may be
+
+
+@dataclass(frozen=True)
+class Result:
+    """A row: `figure` in `unit` (`x`: how many times faster, `%`: share of a limit, `s`: seconds) against `wanted`.
+
+    `verdict` is `holds`, `below`, `above` (of what should be little), `absent` or `wrong`, the last two without figures
+    and with the reason in `note`. `floor` is the seconds that moving the unavoidable bytes takes at the bandwidth of
+    the run; `error` is the largest deviation from the reference, in parts of its largest value.
+    """
+
+    family: str
+    what: str
+    pipeline: str
+    wanted: float
+    unit: str
+    figure: Spread | None = None
+    verdict: str = "absent"
+    ours: Timing | None = None
+    theirs: Timing | None = None
+    rival: str = ""
+    floor: float | None = None
+    error: float | None = None
+    note: str = ""
+
+    def measured(self, figure: Spread, verdict: str, **facts: Any) -> Result:
+        """With figures."""
+        return replace(self, figure=figure, verdict=verdict, **facts)
+
+    def without(self, verdict: str, note: str) -> Result:
+        """Without figures, and why."""
+        return replace(self, verdict=verdict, note=note)
+
+    def facts(self) -> dict[str, Any]:
+        """As plain data, in seconds and ratios."""
+        return asdict(self)
+
+    def cells(self) -> dict[str, str]:
+        """As the cells of a table."""
+        return {
+            "row": self.what,
+            "pipeline": self.pipeline,
+            "wanted": f"{'<= ' if self.unit == 's' else ''}{_number(self.wanted, self.unit)}",
+            "measured": "" if self.figure is None else _spread(self.figure, self.unit),
+            "IRX": _milliseconds(self.ours),
+            "against": f"{self.rival} {_milliseconds(self.theirs)}".strip(),
+            "floor": "" if self.floor is None else f"{self.floor * 1e3:.2f} ms",
+            "error": "" if self.error is None else f"{self.error:.0e}",
+            "verdict": self.verdict,
+        }
+
+
+def verdict(figure: Spread, wanted: float) -> str:
+    """A row holds when the median reaches what is wanted and the lower quartile is at most 5 % below it."""
+    return "holds" if figure.median >= wanted and figure.low >= SLACK * wanted else "below"
+
+
+def _spread(figure: Spread, unit: str) -> str:
+    low, high = _number(figure.low, unit), _number(figure.high, unit)
+    return f"{_number(figure.median, unit)} ({low} to {high})"
+
+
+def _number(value: float, unit: str) -> str:
+    return f"{value * 100:.0f} %" if unit == "%" else f"{value:.3g} s" if unit == "s" else f"{value:.2f}x"
+
+
+def _milliseconds(timing: Timing | None) -> str:
+    return "" if timing is None else f"{timing.median * 1e3:.2f} ms"

@@ -1,0 +1,55 @@
+"""Measure IRX against what could be used instead: PyTorch, Inductor, llama.cpp, OpenVINO.
+
+Every row is a ratio of times taken in turns in this one process: the median over the rounds, with its quartiles in
+brackets. A row holds when the median reaches what is wanted and the lower quartile is at most 5 % below it. The floor
+is what moving the bytes that a step cannot avoid to move takes, at the bandwidth of the same run. Results are compared
+before anything is timed. llama.cpp and OpenVINO are used when they are installed, and named when not.
+
+FAMILY is decode, prefill, attention, minilm, batch, rate or compile; without any, all of them, which takes long: most
+of the time goes to Inductor, which compiles every model.
+
+examples:
+  irx bench
+  irx bench decode rate --rounds 20
+  irx bench attention --quick --json
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+
+from irx.cli._output import add_json, print_json, print_rows, say
+
+COLUMNS = ("row", "pipeline", "wanted", "measured", "IRX", "against", "floor", "error", "verdict")
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Add this command's arguments."""
+    parser.add_argument("family", nargs="*", help="what to measure (default: everything)")
+    parser.add_argument("--model", help="a GGUF file; SmolLM2-135M by default")
+    parser.add_argument("--target", default="cpu", help="what IRX compiles for (default cpu)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of every candidate (default 2)")
+    parser.add_argument("--rounds", type=int, default=10, help="turns of every candidate (default 10)")
+    parser.add_argument("--quick", action="store_true", help="few and short turns: to see that it works")
+    add_json(parser)
+
+
+def run(arguments: Namespace) -> None:
+    """Run the bench."""
+    from irx.bench import bench
+
+    results = bench.run(
+        arguments.family,
+        model=arguments.model,
+        target=arguments.target,
+        threads=arguments.threads,
+        rounds=arguments.rounds,
+        quick=arguments.quick,
+        begin=lambda title: say(f"measuring {title}"),
+    )
+    if arguments.json:
+        print_json([result.facts() for result in results])
+        return
+    print_rows([result.cells() for result in results], COLUMNS, as_json=False)
+    for note in dict.fromkeys(f"{result.what}: {result.note}" for result in results if result.note):
+        print(note)
