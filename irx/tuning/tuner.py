@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from irx import __version__
-from irx.errors import BadOption, UnknownOption
-from irx.target import Device
+from irx.errors import BadOption, DeviceNotFound, UnknownOption
+from irx.target import Device, host_cpu, host_gpu
 from irx.tuning.climb import Climb
 from irx.tuning.database import Database
 from irx.tuning.process import Worker
@@ -57,8 +57,13 @@ def tune(
     """Tune every kernel, the ones used most first, until `seconds` are over, and add what was found to the database.
 
     `versions` of the code generator go into the rows. `progress` hears of every kernel when it is done. The order of
-    candidates depends on `seed` alone. Raises UnknownOption for an effort that does not exist.
+    candidates depends on `seed` alone. Raises DeviceNotFound for a device that is not this machine's, UnknownOption for
+    an effort that does not exist.
     """
+    if Fingerprint.of(device) not in [Fingerprint.of(here) for here in (host_cpu(), host_gpu()) if here]:
+        raise DeviceNotFound(
+            f"schedules for {device.name} can only be measured on one", fix="tune there, then irx tune --export"
+        )
     amount = _effort(effort)
     if seconds is not None and seconds <= 0:
         raise BadOption(f"{seconds:g} seconds to tune in", fix="give more than 0")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from irx.errors import BadOption, UnknownOption
-from irx.target import Device, host_cpu
+from irx.errors import BadOption, DeviceNotFound, UnknownOption
+from irx.target import Device, find_device, host_cpu
 from irx.tuning import Database, Decision, Effort, Fingerprint, Schedules, TaskReport, tune
 from tests.repository.tree import ROOT
 from tests.tuning import toys
@@ -135,6 +135,11 @@ def test_without_time_kernels_are_skipped_by_name(database: Database, device: De
 def test_an_unknown_effort_names_the_known_ones(device: Device) -> None:
     with pytest.raises(UnknownOption, match="quick"):
         tune([], device, effort="quik")
+
+
+def test_another_device_cannot_be_measured_here() -> None:
+    with pytest.raises(DeviceNotFound, match="a100"):
+        tune([], find_device("a100"))
 
 
 def test_a_report_is_plain_data(database: Database, device: Device) -> None:
