@@ -116,6 +116,9 @@ class _Evaluation:
         attrs = {name: resolve(attr, self.sizes) for name, attr in node.attrs.items()}
         if node.op.name == "dequantize":
             return [self._dequantize(node, attrs, found)]
+        narrow = self._narrow_weight(node)
+        if narrow is not None:
+            return [self.weights.array(narrow)]
         operands = [
             None if v is None else self._operand(v, found, streamed=_is_streamed(node, i))
             for i, v in enumerate(node.inputs)
@@ -131,6 +134,14 @@ class _Evaluation:
         weights = {inner: value for inner, value in pairs if isinstance(value, Weight)}
         known = {inner: found[value] for inner, value in pairs if inner not in weights}
         return replace(self, graph=body, weights_inside=weights).run(body.outputs, known)
+
+    def _narrow_weight(self, cast: Node) -> Weight | None:
+        """The weight that `cast` widens, where that is only read piece by piece: its readers lift the pieces."""
+        value = cast.inputs[0] if cast.op.name == "cast" else None
+        if value is None or not is_float(value.dtype) or not holds(cast.output.dtype, value.dtype):
+            return None
+        source = self.weights_inside.get(value, value)
+        return source if isinstance(source, Weight) and _only_streamed(self.graph, cast.output) else None
 
     def _rounds(self, cast: Node) -> bool:
         """True unless all values of the operand's dtype fit the result's."""

@@ -16,7 +16,7 @@ from irx.errors import InputMismatch, NoReference
 from irx.ir.blocks import unpack
 from irx.ir.dims import symbol
 from irx.ir.graph import Builder, Graph
-from irx.ir.opdef import Operand
+from irx.ir.opdef import Operand, as_float64
 from irx.ir.packing import pack
 from irx.ir.types import KVType, TensorType
 from irx.ir.weights import Weights
@@ -149,6 +149,28 @@ def test_a_float_weight_is_packed_when_it_is_needed() -> None:
     graph.set_outputs({"y": b("linear", x, b("dequantize", packed, dtype="bf16"))})
     (y,) = evaluate(graph, {"x": np.ones((1, 64), ml_dtypes.bfloat16)}, {}, weights)
     np.testing.assert_allclose(y[0], array.astype(np.float64).sum(1), atol=0.2)
+
+
+def test_a_weight_that_is_widened_is_lifted_where_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    array = np.random.default_rng(0).standard_normal((3, 64)).astype(ml_dtypes.bfloat16)
+    weights = Weights()
+    weight = weights.add_array("w", array)
+    graph, b, (ids, x) = build(("ids", TensorType((S,), "i64")), ("x", TensorType((B, 64), "f32")))
+    wide = b("cast", weight, dtype="f32")
+    graph.set_outputs({"rows": b("embedding", ids, wide), "y": b("linear", x, wide)})
+    ones = np.ones((1, 64), np.float32)
+    monkeypatch.setattr("irx.analysis.reference.as_float64", _small_only(64))
+    rows, y = evaluate(graph, {"ids": np.array([2]), "x": ones}, {}, weights)
+    np.testing.assert_array_equal(rows, array[[2]].astype(np.float64))
+    np.testing.assert_allclose(y[0], array.astype(np.float64).sum(1), rtol=1e-12)
+
+
+def _small_only(most: int) -> Any:
+    def lifted(array: Any) -> Any:
+        assert array.size <= most, "a whole weight is lifted"
+        return as_float64(array)
+
+    return lifted
 
 
 def test_an_embedding_unpacks_only_the_rows_it_returns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,7 @@ class Compare(Instrument):
     error: float | None = field(default=None, init=False)
     note: str = field(default="", init=False)
     captured: _Run | None = field(default=None, init=False)
+    rounds: bool = field(default=False, init=False)  # casts round: what a lossy pass rounds is part of the error
 
     def begin(self, program: Program, ctx: Context) -> None:
         """Forget an earlier pipeline."""
@@ -49,8 +50,10 @@ class Compare(Instrument):
         if GRAPH not in captured.graphs or not kept:
             return None
         try:
+            lossy = any(step.one.effect is Effect.LOSSY and step.sites for step in kept)
+            self.captured, self.rounds = None if lossy != self.rounds else self.captured, lossy
             self.error = self._error(captured, kept[-1].program)
-            if self.error <= LARGEST_ERROR or any(step.one.effect is Effect.LOSSY and step.sites for step in kept):
+            if self.error <= LARGEST_ERROR or lossy:
                 return None
             first = self._first_wrong(captured, kept)
             error = self._error(captured, first.program)
@@ -115,7 +118,7 @@ class Compare(Instrument):
 
     def _outputs(self, program: Program, inputs: Mapping[str, Any], sizes: Mapping[str, int]) -> list[Any]:
         graph = program.graphs[GRAPH]
-        return evaluate(graph, inputs, sizes, program.weights, self.call, round_casts=False)
+        return evaluate(graph, inputs, sizes, program.weights, self.call, round_casts=self.rounds)
 
 
 @dataclass(frozen=True)
