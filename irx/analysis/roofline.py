@@ -19,7 +19,7 @@ from functools import lru_cache
 from irx.analysis.structure import between, is_constant
 from irx.ir.dims import Bindings, Dim, evaluate
 from irx.ir.graph import Graph, Literal, Node, Value, Weight
-from irx.ir.opdef import Attr, OpDef, tensor_bytes
+from irx.ir.opdef import Attr, lookup, tensor_bytes
 from irx.ir.types import TensorType, Type, is_float, is_packed, item_bytes
 from irx.target import Device
 
@@ -132,7 +132,7 @@ def _activations(node: Node, known: Mapping[Value, _Constant]) -> list[Value]:
         tuple(v.type if v is not None else None for v in node.inputs),
         tuple(v.type for v in node.outputs),
     )
-    if _op_bytes(node.op, operands, results) == 0 or all(v in known for v in node.outputs):
+    if _op_bytes(node.op.name, operands, results) == 0 or all(v in known for v in node.outputs):
         return []
     return [*{v for v in node.inputs if v is not None and _constant(v, known) is None}, *node.outputs]
 
@@ -174,7 +174,7 @@ class _Counter:
         self, node: Node, types: list[Type | None], inputs: list[_Constant | None], weights: frozenset[Value]
     ) -> int:
         """What the op says it moves, less its activations and the weights that were read before."""
-        moved = evaluate(_op_bytes(node.op, tuple(types), tuple(v.type for v in node.outputs)), self.sizes)
+        moved = evaluate(_op_bytes(node.op.name, tuple(types), tuple(v.type for v in node.outputs)), self.sizes)
         flowing = [v for v, c in zip(node.inputs, inputs) if v is not None and c is None]
         moved -= sum(self.bytes(v.type) for v in (*flowing, *node.outputs))
         moved = max(moved - sum(self.bytes(w.type) for w in weights & self.read), 0)
@@ -184,7 +184,7 @@ class _Counter:
 
     def _flops(self, node: Node, types: list[Type | None]) -> dict[str, int]:
         plain = tuple(v.type if v is not None else None for v in node.inputs)
-        count = evaluate(_op_flops(node.op, plain, tuple(node.attrs.items())), self.sizes)
+        count = evaluate(_op_flops(node.op.name, plain, tuple(node.attrs.items())), self.sizes)
         return {_computed_in(types): count} if count else {}
 
 
@@ -197,13 +197,13 @@ def _tensor_bytes(type: TensorType) -> Dim:
 
 
 @lru_cache(4096)
-def _op_bytes(op: type[OpDef], operands: tuple[Type | None, ...], results: tuple[Type, ...]) -> Dim:
-    return op.bytes(operands, results)
+def _op_bytes(op: str, operands: tuple[Type | None, ...], results: tuple[Type, ...]) -> Dim:
+    return lookup(op).bytes(operands, results)
 
 
 @lru_cache(4096)
-def _op_flops(op: type[OpDef], operands: tuple[Type | None, ...], attrs: tuple[tuple[str, Attr], ...]) -> Dim:
-    return op.flops(*operands, **dict(attrs))
+def _op_flops(op: str, operands: tuple[Type | None, ...], attrs: tuple[tuple[str, Attr], ...]) -> Dim:
+    return lookup(op).flops(*operands, **dict(attrs))
 
 
 def _constant(value: Value | None, known: Mapping[Value, _Constant]) -> _Constant | None:

@@ -79,9 +79,11 @@ def test_a_cpu_is_described_by_what_it_has() -> None:
     assert cpu.memory == 16e9
 
 
-def test_a_narrower_cpu_is_like_a_narrower_device() -> None:
+def test_a_cpu_is_like_the_device_of_its_width() -> None:
     narrow = SERVER.replace("avx512_vnni", "").replace("avx512f", "")
     assert describe_cpu(narrow, 8, 16.0).peak("f32") == find_device("cpu-avx2").peak("f32")
+    wide = SERVER.replace("avx512_vnni", "avx512_vnni avx512_bf16 amx_tile amx_bf16 amx_int8")
+    assert describe_cpu(wide, 16, 16.0).peak("bf16") == find_device("cpu-amx").peak("bf16")
     assert describe_cpu("", 4, 16.0).peak("f32") == find_device("cpu-generic").peak("f32")
 
 
