@@ -1,6 +1,10 @@
 """What happens to candidates that fail in every way a candidate can."""
 
+import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +13,8 @@ import pytest
 
 from irx.tuning import Outcome, Task
 from irx.tuning.process import Worker
+from irx.tuning.worker import GRACE
+from tests.repository.tree import ROOT
 from tests.tuning import toys
 
 LIMIT = 60.0
@@ -90,6 +96,15 @@ def test_what_must_not_win(outcome: Outcome) -> None:
 
 def test_what_may_win() -> None:
     assert not Outcome((1.0, 2.0), 1e-7, 1e-6).refusal
+
+
+def test_a_candidate_that_hangs_without_an_owner_ends_by_itself(task: Task) -> None:
+    schedule = toys.schedule(toys.HANGING).to_json()
+    soon = 0.5 - GRACE
+    request = json.dumps({"runner": task.runner, "args": dict(task.args), "schedule": schedule, "limit": soon})
+    done = subprocess.run([sys.executable, "-m", "irx.tuning.worker"], input=request.encode(), cwd=ROOT, timeout=120)
+    assert done.returncode == -signal.SIGALRM
+    assert len(processes(task)) == 1
 
 
 def test_a_stopped_worker_starts_again(task: Task) -> None:

@@ -87,6 +87,22 @@ def test_a_default_that_is_wrong_loses_to_what_is_right(database: Database, devi
     assert database.rows()[0].default_seconds is None
 
 
+@pytest.mark.parametrize(("fickle", "winner", "decision"), [(4, 1, Decision.DEFAULT), (1, 4, Decision.FASTER)])
+def test_what_is_right_only_once_is_refused(
+    fickle: int, winner: int, decision: Decision, database: Database, device: Device, tmp_path: Path
+) -> None:
+    more = {"fickle": fickle, "log": str(tmp_path / "log")}
+    (done,) = tune([toys.task(toys.space(1, 4), {4: 0.5}, args=more)], device, effort=EFFORT, database=database).tasks
+    assert done.decision is decision
+    assert [trial.schedule for trial in done.refused] == [toys.schedule(fickle)]
+    assert database.rows()[0].schedule == toys.schedule(winner)
+
+
+def test_the_default_is_tried_even_without_time(database: Database, device: Device) -> None:
+    (done,) = tune([toys.task(toys.space())], device, effort=Effort(9, 0.0, 60.0), database=database).tasks
+    assert [trial.schedule for trial in done.trials] == [toys.schedule(1)]
+
+
 def test_without_a_working_candidate_nothing_is_kept(database: Database, device: Device) -> None:
     task = toys.task(toys.space(toys.WRONG, default=toys.WRONG))
     (done,) = tune([task], device, effort=EFFORT, database=database).tasks

@@ -23,17 +23,19 @@ LIMIT = 1e-6
 
 
 def run(args: dict[str, Any], schedule: Mapping[str, Any]) -> Any:
-    """Sum an array in tiles; the wrong schedule forgets the last tile."""
+    """Sum an array in tiles; the wrong schedule forgets the last tile, a fickle one when it is tried again."""
+    tile, again = schedule["tile"], False
     if "log" in args:
-        with Path(args["log"]).open("a") as file:
+        log = Path(args["log"])
+        again = log.exists() and f" {schedule}\n" in log.read_text()
+        with log.open("a") as file:
             file.write(f"{os.getpid()} {schedule}\n")
-    tile = schedule["tile"]
     _fault(tile)
     if tile == ODD:
         return "no outcome"
     x = np.arange(24, dtype=np.float64)
     parts = [x[start : start + 2].sum() for start in range(0, 24, 2)]
-    total = sum(parts[:-1] if tile == WRONG else parts)
+    total = sum(parts[:-1] if tile == WRONG or (again and tile == args.get("fickle")) else parts)
     seconds = args.get("seconds", {}).get(str(tile), 1.0) * (2.0 if schedule.get("slow") else 1.0)
     spread = args.get("spread", 0.001)
     times = tuple(seconds * (1 + spread * step) for step in (-2, -1, 0, 1, 2))
