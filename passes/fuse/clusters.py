@@ -21,7 +21,7 @@ VIEWS = frozenset({"reshape", "permute", "expand", "slice", "concat", "flip", "f
 ROW_WISE = frozenset({"rms_norm", "layer_norm"})
 REDUCTIONS = frozenset({"sum", "mean", "amax", "amin", "any", "all", "logsumexp"})
 ALONG = frozenset({"softmax", "log_softmax", "argmax"})
-_SMALLEST = 2  # nodes of a region
+_SMALLEST = 2  # nodes of a region that are not free, as reshapes are
 
 
 @dataclass(eq=False)
@@ -30,6 +30,11 @@ class Cluster:
 
     nodes: set[Node]
     domain: tuple[Dim, ...]
+
+    @property
+    def is_view(self) -> bool:
+        """True where nothing is computed."""
+        return all(node.op.name in VIEWS for node in self.nodes)
 
 
 def domain(node: Node) -> tuple[Dim, ...] | None:
@@ -72,7 +77,7 @@ class Clustering:
     _of: dict[Node, Cluster] = field(default_factory=dict)
 
     def run(self) -> list[set[Node]]:
-        """The regions, each of at least two nodes, none of views alone."""
+        """The regions, each of at least two nodes."""
         for node in self.graph.nodes:
             shape = domain(node)
             if shape is not None:
@@ -80,7 +85,7 @@ class Clustering:
         for value in sorted(self._candidates(), key=self.saved, reverse=True):
             self._merge(value)
         clusters = dict.fromkeys(self._of.values())
-        return [c.nodes for c in clusters if len(c.nodes) >= _SMALLEST and not all(n.op.name in VIEWS for n in c.nodes)]
+        return [c.nodes for c in clusters if sum(n.op.name != "reshape" for n in c.nodes) >= _SMALLEST]
 
     def saved(self, value: Value) -> int:
         """The bytes that are not moved when `value` stays inside of a region: written once, read by every reader."""
@@ -102,13 +107,18 @@ class Clustering:
 
     def _fits(self, producer: Node, reader: Node) -> bool:
         first, second = self._of[producer], self._of[reader]
-        if reader.op.name in VIEWS and reader.op.name != "expand" and any(n.op.name not in VIEWS for n in first.nodes):
+        if reader.op.name in VIEWS and reader.op.name != "expand" and not first.is_view:
             return False  # what is computed has the form that the region works on, and is cut or turned afterwards
-        return joined(first.domain, second.domain) is not None and convex(self.graph, first.nodes | second.nodes)
+        return _shape(first, second) is not None and convex(self.graph, first.nodes | second.nodes)
 
     def _join(self, first: Cluster, second: Cluster) -> None:
-        shape = joined(first.domain, second.domain)
+        shape = _shape(first, second)
         assert shape is not None, "clusters that do not fit are not joined"
         first.nodes |= second.nodes
         first.domain = shape
         self._of.update(dict.fromkeys(second.nodes, first))
+
+
+def _shape(first: Cluster, second: Cluster) -> tuple[Dim, ...] | None:
+    """The domain of a cluster and one that reads it; None where they do not fit. Views may be chained as they like."""
+    return second.domain if first.is_view and second.is_view else joined(first.domain, second.domain)

@@ -44,8 +44,8 @@ def _fuse(graph: Graph, node: Node, grouping: Grouping) -> None:
     read = [value for value in dict.fromkeys(operands(node)) if kind(value.producer) == "embedding"]
     if not read:
         return
-    own = [v.producer for v in read if only_reader(graph, v) is node and v.producer is not None]
-    if any(value.shape == node.output.shape and value.producer in own for value in read):
-        grouping.group(graph, {node, *own})
-    else:
-        grouping.miss(graph, node, f"%{read[0].name} is read elsewhere as well, or broadcast")
+    own = [v for v in read if only_reader(graph, v) is node]
+    if any(value.shape == node.output.shape for value in own):
+        grouping.group(graph, {node, *(v.producer for v in own if v.producer is not None)})
+    elif own:
+        grouping.miss(graph, node, f"%{own[0].name} is broadcast")

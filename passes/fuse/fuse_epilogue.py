@@ -49,7 +49,8 @@ def fuse(graph: Graph, node: Node, grouping: Grouping, *, residual: bool) -> Non
         return
     problem = _unfit(graph, node, product)
     if problem is not None:
-        grouping.miss(graph, node, problem)
+        if not residual:  # the stream itself often comes out of a product, and is read by a norm as well
+            grouping.miss(graph, node, problem)
     elif product.producer is not None:
         grouping.group(graph, {product.producer, node})
 

@@ -54,7 +54,7 @@ def title(nodes: list[Node]) -> str:
         return "attention"
     words = [word for word in (_TITLES.get(name, name) for name in names) if word]
     kept = [word for index, word in enumerate(words) if index == 0 or words[index - 1] != word]
-    return "-".join(kept[:_LONGEST]) or "region"
+    return "-".join(kept[:_LONGEST]) or "views"
 
 
 def product_input(node: Node) -> Value | None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,10 +27,12 @@ from irx.analysis.inputs import random_inputs
 from irx.analysis.reference import evaluate
 from irx.ir.dims import Range
 from irx.ir.equal import difference
+from irx.ir.opdef import Array
 from irx.ir.parser import parse
 from irx.ir.printer import print_program
 from irx.ir.program import Program
 from irx.ir.verify import verify
+from irx.ops.cache import KVArrays
 from irx.pipeline.base import Effect, Pass, Report
 from irx.rewrite import check
 from irx.rewrite.check import small_sizes
@@ -103,7 +106,12 @@ def compare(before: Program, after: Program, name: str, sizes: dict[str, int], t
     exact = tolerance == 0.0
     old = evaluate(before.graphs[name], inputs, sizes, before.weights, round_casts=exact)
     new = evaluate(after.graphs[name], inputs, sizes, after.weights, round_casts=exact)
-    for a, b in zip(new, old, strict=True):
+    for a, b in zip(map(_array, new), map(_array, old), strict=True):
         assert a.shape == b.shape
         assert np.isfinite(b).any(), "the case computes nothing finite: it proves nothing"
         assert check.difference(a, b) <= tolerance
+
+
+def _array(result: Any) -> Array:
+    """A result to compare: of a KV state the keys and values behind each other."""
+    return np.concatenate([result.k.ravel(), result.v.ravel()]) if isinstance(result, KVArrays) else result
