@@ -8,9 +8,10 @@ not normal numbers become zero.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from irx.backends.tvm.lanes import Lanes
-from irx.backends.tvm.writer import LANES, Writer
+from irx.backends.tvm.writer import LANES, Writer, at
 
 LOG2_E = math.log2(math.e)
 LN2 = math.log(2)
@@ -242,3 +243,27 @@ def _wide_log(v: Lanes, x: str) -> str:
 
 def _absolute(v: Lanes, x: str) -> str:
     return v.let(v.intrinsic("fabs", x))
+
+
+def sum_lanes(w: Writer, x: str, lanes: int = LANES) -> str:
+    """The sum of all lanes as a scalar; halves are added, as the plain reduction would add lane after lane."""
+    return _halved(w, x, lanes, lambda a, b: f"{a} + {b}")
+
+
+def max_lanes(w: Writer, x: str, lanes: int = LANES) -> str:
+    """The largest lane as a scalar; a nan may get lost."""
+    return _halved(w, x, lanes, lambda a, b: f"T.Select({a} > {b}, {a}, {b})")
+
+
+def min_lanes(w: Writer, x: str, lanes: int = LANES) -> str:
+    """The smallest lane as a scalar; a nan may get lost."""
+    return _halved(w, x, lanes, lambda a, b: f"T.Select({a} < {b}, {a}, {b})")
+
+
+def _halved(w: Writer, x: str, lanes: int, combine: Callable[[str, str], str]) -> str:
+    value = w.register(x, lanes=lanes)
+    while lanes > 1:
+        lanes //= 2
+        name = value.partition("[")[0]
+        value = w.register(combine(at(name, "0", lanes), at(name, str(lanes), lanes)), lanes=lanes)
+    return value
