@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from irx.ir.dims import Dim
 from irx.ir.graph import Graph, Literal, Node, Value
 from irx.ir.program import Program
 from irx.passes.fuse.bookkeeping import Grouping
@@ -63,26 +64,19 @@ def _fuse(graph: Graph, node: Node, grouping: Grouping) -> None:
         grouping.group(graph, found)
 
 
-def _before(graph: Graph, anchor: Node, head: object) -> set[Node]:
+def _before(graph: Graph, anchor: Node, head: Dim) -> set[Node]:
     """The anchor and what forms its operands, as far as only the region reads it."""
-    found = {anchor}
-    pending = list(anchor.inputs[: _ANCHORS[anchor.op.name]])
-    waiting: dict[Node, None] = {}
-    while pending or waiting:
-        if not pending:
-            ready = [node for node in waiting if _is_inside(graph, node, found)]
-            if not ready:
-                break
-            for node in ready:
-                del waiting[node]
-                found.add(node)
-                pending += node.inputs[: _OPERANDS.get(node.op.name)]
-            continue
-        value = pending.pop()
-        node = value.producer if value is not None else None
-        if node is not None and node not in found and _forms(node, head):
-            waiting[node] = None
+    found, growing = {anchor}, True
+    while growing:
+        near = {value.producer for node in found for value in _looked_behind(node) if value is not None}
+        joining = {n for n in near - found if n is not None and _forms(n, head) and _is_inside(graph, n, found)}
+        found |= joining
+        growing = bool(joining)
     return found
+
+
+def _looked_behind(node: Node) -> tuple[Value | None, ...]:
+    return node.inputs[: _ANCHORS.get(node.op.name, _OPERANDS.get(node.op.name))]
 
 
 def _is_inside(graph: Graph, node: Node, found: set[Node]) -> bool:
@@ -92,7 +86,7 @@ def _is_inside(graph: Graph, node: Node, found: set[Node]) -> bool:
     return not graph.is_output(node.output) and all(user in found for user in graph.users(node.output))
 
 
-def _forms(node: Node, head: object) -> bool:
+def _forms(node: Node, head: Dim) -> bool:
     if node.op.name in _NORMS:
         return node.output.shape[-1:] == (head,)
     if node.op.name == "mul":

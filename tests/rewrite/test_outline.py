@@ -105,7 +105,8 @@ def test_a_set_with_something_between_is_refused() -> None:
     assert difference(made, before) is None
 
 
-STATES = f"""graph @f(%q: f32[B, 1, 1, 4], %pos: i64[B, 1], %kv: {KV}) -> (s: f32[B, 1, 1, 4], t: f32[B, 1, 1, 4], kv: {KV}) {{
+TOKEN = "f32[B, 1, 1, 4]"
+STATES = f"""graph @f(%q: {TOKEN}, %pos: i64[B, 1], %kv: {KV}) -> (u: {TOKEN}, t: {TOKEN}, kv: {KV}) {{
   %s = irx.kv_attention(%q, %kv, %pos) {{scale=1.0}}
   %next = irx.kv_append(%kv, %q, %q, %pos)
   %t = irx.exp(%q)
