@@ -13,7 +13,7 @@ import torch
 
 from irx.backends import find_backend, known_backends
 from irx.backends.torch.call import call_on_arrays
-from irx.errors import DeviceNotFound, MissingFeature, UnsupportedArgument
+from irx.errors import DeviceNotFound, MissingFeature, UnknownOption, UnsupportedArgument
 from irx.frontends.sources import Source, read
 from irx.ir.excerpt import main_graph
 from irx.ir.graph import Graph
@@ -35,6 +35,8 @@ from irx.runtime.snapshot import declared, stored_weights, tensor_of
 from irx.runtime.spill import settled
 from irx.runtime.store import WeightStore
 from irx.target import Device, Target
+from irx.tuning import EFFORTS
+from irx.tuning import tune as search_schedules
 
 
 def compile(
@@ -59,15 +61,17 @@ def compile(
     `model` is an nn.Module, a transformers model, the path of a GGUF file, a Hugging Face folder or a `.irx` file, or a
     Program. `example` is a tensor, a tuple (positional) or a dict (keywords); language models need none. `pipeline` is
     a preset or pipeline text. `dtype` None keeps the model's own. `max_batch` and `max_length` bound the batch and the
-    sequence. With `strict` a refused pass is an error. Raises subclasses of IRXError; see `irx.errors`.
+    sequence. `tune` "quick" or "full" searches for faster schedules of the kernels first; what it finds is kept for
+    later compilations. With `strict` a refused pass is an error. Raises subclasses of IRXError; see `irx.errors`.
     """
-    _refuse(budget=budget, data=data, search=search, tune=None if tune == "none" else tune)
+    _refuse(budget=budget, data=data, search=search)
+    check_effort(tune)
     goal = aim(target)
     source = read(model, example, dtype=dtype, dynamic=dynamic, max_batch=max_batch, max_length=max_length)
     program, ledger = optimize(source.program, goal, pipeline, strict=strict)
     parts = divide(program, goal, ledger)
-    schedules = schedule(program, parts, goal)
-    blobs = {name: parts[name].build(program, graph, goal.device, schedules) for name, graph in program.graphs.items()}
+    schedule(program, parts, goal, ledger, tune)
+    blobs = {name: parts[name].build(program, graph, goal.device) for name, graph in program.graphs.items()}
     return assemble(program, parts, blobs, goal, ledger, source, tokenizer)
 
 
@@ -118,10 +122,13 @@ def divide(program: Program, goal: Target, ledger: Ledger) -> dict[str, Backend]
     return parts
 
 
-def schedule(program: Program, parts: Mapping[str, Backend], goal: Target) -> dict[str, Any]:
-    """Step 5: the choices for every kernel that has any, by graph: each space's own defaults."""
-    spaces = {name: parts[name].spaces(graph, goal.device) for name, graph in program.graphs.items()}
-    return {name: [space.default() for space in found] for name, found in spaces.items() if found}
+def schedule(program: Program, parts: Mapping[str, Backend], goal: Target, ledger: Ledger, effort: str) -> None:
+    """Step 5: search for schedules where that was asked for; building uses the best that is known either way."""
+    if effort == "none":
+        return
+    found = [parts[name].spaces(program, graph, goal.device) for name, graph in program.graphs.items()]
+    report = search_schedules([task for tasks in found for task in tasks], goal.device, effort=effort)
+    ledger.notes += [f"tuning refused {line}" for line in report.remarks()]
 
 
 def assemble(
@@ -177,8 +184,14 @@ def _refuse(**later: Any) -> None:
     for name, value in later.items():
         if value is not None:
             raise UnsupportedArgument(
-                f"{name}={value!r}: this version has no search and no tuning", fix=f"leave {name} out"
+                f"{name}={value!r}: this version has no search", fix=f"leave {name} out"
             )
+
+
+def check_effort(tune: str) -> None:
+    """Raises UnknownOption for an effort of tuning that does not exist."""
+    if tune not in ("none", *EFFORTS):
+        raise UnknownOption(tune, ("none", *EFFORTS), where="tune")
 
 
 def _preferred(goal: Target) -> Backend:

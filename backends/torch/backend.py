@@ -34,11 +34,11 @@ class TorchBackend:
         """Everything is supported."""
         return None
 
-    def spaces(self, graph: Graph, device: Device) -> tuple[Any, ...]:
+    def spaces(self, program: Program, graph: Graph, device: Device) -> tuple[Any, ...]:
         """There is nothing to tune."""
         return ()
 
-    def build(self, program: Program, graph: Graph, device: Device, schedules: Any) -> dict[str, bytes]:
+    def build(self, program: Program, graph: Graph, device: Device) -> dict[str, bytes]:
         """The graph as text, with the bodies of fusions in their places."""
         return {FILE: print_program(excerpt(program, expanded(graph))).encode()}
 

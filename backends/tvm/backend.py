@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import irx.ops  # noqa: F401  declares the ops that a text names
-from irx.backends.tvm.codegen import compile_kernels, missing
+from irx.backends.tvm.codegen import compile_kernels, missing, try_kernels
 from irx.backends.tvm.kernel import Kernel
+from irx.backends.tvm.knobs import Book, Recorded
 from irx.backends.tvm.lowered import Choices, default_schedule
 from irx.backends.tvm.measure import latency
 from irx.backends.tvm.plan import Plan
 from irx.backends.tvm.steps import Lowering, Steps
-from irx.errors import DamagedArtifact
+from irx.backends.tvm.tuning import tasks
+from irx.errors import DamagedArtifact, KernelFailed
 from irx.ir.excerpt import excerpt
 from irx.ir.graph import Graph, Node
 from irx.ir.opdef import tensor_bytes
@@ -25,7 +28,7 @@ from irx.pipeline.backend import Latency
 from irx.target import Device, host_cpu
 
 GRAPH = "graph.irx"
-SCHEDULES = "schedules.json"
+CHOICES = "choices.json"
 SMALLEST_MEASURED = 8 << 20  # bytes of weights of a model whose passes are timed
 REPLACING = ("kv_evict", "kv_gather")
 
@@ -50,16 +53,29 @@ class TvmBackend:
             return f"{node.op.name} makes a new KV state, and kernels change states in place"
         return None
 
-    def spaces(self, graph: Graph, device: Device) -> Sequence[Any]:
-        """Nothing yet."""
-        return ()
+    def spaces(self, program: Program, graph: Graph, device: Device) -> Sequence[Any]:
+        """A task of `irx.tuning` for every kernel of the graph that has choices."""
+        return tasks(program, graph, device)
 
-    def build(self, program: Program, graph: Graph, device: Device, schedules: Any) -> dict[str, bytes]:
-        """The graph as text, and every kernel of it: `<symbol>.o` and `<symbol>.py`."""
-        kernels = _kernels(_lower(graph, device, {}))
-        files = {GRAPH: print_program(excerpt(program, graph)).encode(), SCHEDULES: json.dumps({}).encode()}
-        for symbol, data in compile_kernels(kernels, device).items():
-            files[f"{symbol}.o"] = data
+    def build(self, program: Program, graph: Graph, device: Device) -> dict[str, bytes]:
+        """The graph as text, and every kernel of it: `<symbol>.o` and `<symbol>.py`.
+
+        A kernel that does not compile leaves its regions to torch, which the ledger tells; with IRX_DEBUG it is an
+        error.
+        """
+        refused: dict[str, str] = {}
+        book = Book(device)
+        while True:
+            kernels = _kernels(Lowering(Choices(device, book), refused).steps(graph))
+            objects, failures = try_kernels(kernels, device)
+            if not failures:
+                break
+            if os.environ.get("IRX_DEBUG", "0") not in ("", "0"):
+                raise KernelFailed("; ".join(f"{symbol}: {reason}" for symbol, reason in failures.items()))
+            refused |= failures
+        choices = json.dumps({"refused": refused, "schedules": book.used, "origins": book.origins})
+        files = {GRAPH: print_program(excerpt(program, graph)).encode(), CHOICES: choices.encode()}
+        files |= {f"{symbol}.o": data for symbol, data in objects.items()}
         return files | {f"{kernel.symbol}.py": kernel.source.encode() for kernel in kernels}
 
     def latency(self, program: Program, graph: Graph, device: Device) -> Latency | str:
@@ -72,10 +88,12 @@ class TvmBackend:
 
     def load(self, blobs: Mapping[str, bytes], device: Device) -> Plan:
         """The plan of a graph that `build` wrote; kernels that this device needs and the files lack are compiled."""
-        if GRAPH not in blobs:
-            raise DamagedArtifact(f"a kernel of the tvm backend lacks {GRAPH}", fix="compile and save it again")
+        for file in (GRAPH, CHOICES):
+            if file not in blobs:
+                raise DamagedArtifact(f"a kernel of the tvm backend lacks {file}", fix="compile and save it again")
         (graph,) = parse(blobs[GRAPH].decode(), GRAPH).graphs.values()
-        steps = _lower(graph, device, json.loads(blobs.get(SCHEDULES, b"{}")))
+        made = json.loads(blobs[CHOICES])
+        steps = Lowering(Choices(device, Recorded(made["schedules"])), made["refused"]).steps(graph)
         kernels = _kernels(steps)
         objects = {k.symbol: blobs[f"{k.symbol}.o"] for k in kernels if f"{k.symbol}.o" in blobs}
         missing = [kernel for kernel in kernels if kernel.symbol not in objects]
@@ -83,13 +101,6 @@ class TvmBackend:
 
 
 BACKEND = TvmBackend()
-
-
-def _lower(graph: Graph, device: Device, schedules: Mapping[str, Any]) -> Steps:
-    def schedule(template: str, bucket: str, defaults: Mapping[str, int | str]) -> Mapping[str, int | str]:
-        return {**defaults, **schedules.get(f"{template} {bucket}", {})}
-
-    return Lowering(Choices(device, schedule)).steps(graph)
 
 
 def _kernels(steps: Steps) -> list[Kernel]:

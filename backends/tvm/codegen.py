@@ -53,6 +53,14 @@ def compile_kernels(kernels: Iterable[Kernel], device: Device) -> dict[str, byte
 
     Raises MissingExtra without TVM, KernelFailed for a kernel that does not compile.
     """
+    objects, failures = try_kernels(kernels, device)
+    for symbol, reason in failures.items():
+        raise KernelFailed(f"the kernel {symbol} does not compile: {reason}")
+    return objects
+
+
+def try_kernels(kernels: Iterable[Kernel], device: Device) -> tuple[dict[str, bytes], dict[str, str]]:
+    """As `compile_kernels`, but kernels that do not compile come back as reasons by symbol."""
     mcpu = processor(device)
     wanted = {kernel.symbol: kernel for kernel in kernels}
     store = Store()
@@ -60,10 +68,13 @@ def compile_kernels(kernels: Iterable[Kernel], device: Device) -> dict[str, byte
         if (mcpu, symbol) not in _memory and (found := store.load(_key(kernel, mcpu))) is not None:
             _memory[mcpu, symbol] = found["object"]
     absent = [kernel for symbol, kernel in wanted.items() if (mcpu, symbol) not in _memory]
-    for symbol, data in _compiled(absent, mcpu).items():
-        _memory[mcpu, symbol] = data
-        store.save(_key(wanted[symbol], mcpu), {"object": data})
-    return {symbol: _memory[mcpu, symbol] for symbol in wanted}
+    made = _compiled(absent, mcpu)
+    for symbol, result in made.items():
+        if isinstance(result, bytes):
+            _memory[mcpu, symbol] = result
+            store.save(_key(wanted[symbol], mcpu), {"object": result})
+    failures = {symbol: result for symbol, result in made.items() if isinstance(result, str)}
+    return {symbol: _memory[mcpu, symbol] for symbol in wanted if symbol not in failures}, failures
 
 
 def compile_source(symbol: str, source: str, mcpu: str) -> bytes:
@@ -98,8 +109,8 @@ class Worker:
             [sys.executable, "-m", "irx.backends.tvm.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def compile(self, kernel: Kernel, mcpu: str) -> bytes:
-        """The object of one kernel. Raises KernelFailed where TVM refuses it or dies over it."""
+    def compile(self, kernel: Kernel, mcpu: str) -> bytes | str:
+        """The object of one kernel, or why TVM made none."""
         assert self._process.stdin is not None and self._process.stdout is not None
         request = {"symbol": kernel.symbol, "source": kernel.source, "mcpu": mcpu}
         try:
@@ -109,17 +120,15 @@ class Worker:
         except OSError:
             line = ""
         answer = json.loads(line) if line else {"error": f"the compiler ended with code {self._process.wait()}"}
-        if "error" in answer:
-            raise KernelFailed(f"the kernel {kernel.name} does not compile: {answer['error']}", where=kernel.note)
-        return base64.b64decode(answer["object"])
+        return str(answer["error"]) if "error" in answer else base64.b64decode(answer["object"])
 
     def close(self) -> None:
         """End the process."""
         self._process.communicate()
 
 
-def _compiled(kernels: Sequence[Kernel], mcpu: str) -> Mapping[str, bytes]:
-    """Objects compiled now, by as many processes as pay."""
+def _compiled(kernels: Sequence[Kernel], mcpu: str) -> Mapping[str, bytes | str]:
+    """Objects compiled now, by as many processes as pay; for a kernel that fails the reason."""
     if not kernels:
         return {}
     if (reason := missing()) is not None:
@@ -130,7 +139,7 @@ def _compiled(kernels: Sequence[Kernel], mcpu: str) -> Mapping[str, bytes]:
     for worker in workers:
         idle.put(worker)
 
-    def compile_one(kernel: Kernel) -> bytes:
+    def compile_one(kernel: Kernel) -> bytes | str:
         worker = idle.get()
         try:
             return worker.compile(kernel, mcpu)

@@ -45,14 +45,14 @@ def latency(graph: Graph, device: Device, choices: Choices) -> Latency:
     counts = Counter(step.site.body for step in steps.steps)
     first = {step.site.body: step for step in reversed(steps.steps)}
     sizes = {name: 1 if name in ("B", "R") else CONTEXT for name in used_sizes(graph)}
-    objects = compile_kernels([k for step in first.values() for k in _kernels(step, sizes)], device)
+    objects = compile_kernels([k for step in first.values() for k in kernels_of(step, sizes)], device)
     timings = [(count, _timing(first[body], count, sizes, objects)) for body, count in counts.items()]
     seconds = sum(count * timing.seconds for count, timing in timings)
     return Latency(seconds, sum((count * timing.noise) ** 2 for count, timing in timings) ** 0.5)
 
 
-def _kernels(step: Step, sizes: Mapping[str, int]) -> list[Kernel]:
-    """The kernels that serve these sizes."""
+def kernels_of(step: Step, sizes: Mapping[str, int]) -> list[Kernel]:
+    """The kernels of a region that serve these sizes."""
     if step.lowered is None:
         return []
     case = next(c for c in step.lowered.cases if c.most is None or evaluate(c.size, sizes) <= c.most)
@@ -61,7 +61,7 @@ def _kernels(step: Step, sizes: Mapping[str, int]) -> list[Kernel]:
 
 def _timing(step: Step, count: int, sizes: Mapping[str, int], objects: Mapping[str, bytes]) -> Latency:
     """One region, alone; from the cache where it was timed on this machine before."""
-    ring = _ring(step, count)
+    ring = ring_of(step, count)
     store, key = Store(), _key(step, len(ring.steps), sizes, objects)
     found = store.load(key)
     if found is not None:
@@ -72,15 +72,20 @@ def _timing(step: Step, count: int, sizes: Mapping[str, int], objects: Mapping[s
 
 
 def _timed(ring: Steps, sizes: Mapping[str, int], objects: Mapping[str, bytes]) -> Latency:
+    lower, median, upper = statistics.quantiles(times(ring, sizes, objects), n=4)
+    return Latency(median, (upper - lower) / 2)
+
+
+def times(ring: Steps, sizes: Mapping[str, int], objects: Mapping[str, bytes]) -> list[float]:
+    """Seconds of one region, from several runs over a ring of it."""
     plan = Plan(ring.graph, ring, objects)
     plan.bind(WeightStore(partial(_zeros, {w.name: w.tensor for w in _weights(ring)}), torch.device("cpu")))
     inputs = [_input(value, sizes) for value in ring.graph.inputs]
     runs = [sum(timed.seconds for timed in plan.profile(*inputs)) for _ in range(REPEAT + 3)][3:]
-    lower, median, upper = statistics.quantiles(runs, n=4)
-    return Latency(median / len(ring.steps), (upper - lower) / 2 / len(ring.steps))
+    return [seconds / len(ring.steps) for seconds in runs]
 
 
-def _ring(step: Step, count: int) -> Steps:
+def ring_of(step: Step, count: int) -> Steps:
     """The region several times, each with weights of its own."""
     graph, node = Graph("ring"), step.site.node
     size = sum(_bytes(value.tensor) for value in step.site.operands if isinstance(value, Weight))
@@ -102,7 +107,7 @@ def _ring(step: Step, count: int) -> Steps:
 def _key(step: Step, copies: int, sizes: Mapping[str, int], objects: Mapping[str, bytes]) -> CacheKey:
     """What a time depends on: kernels and shapes, threads, and the machine."""
     types = ", ".join(str(value.type) for value in (*step.site.operands, *step.site.results))
-    kernels = [kernel.symbol for kernel in _kernels(step, sizes)]
+    kernels = [kernel.symbol for kernel in kernels_of(step, sizes)]
     text = json.dumps([step.site.name, types, kernels, copies, sorted(sizes.items()), torch.get_num_threads()])
     host = host_cpu()
     machine = f"{host.title}, {host.cores} cores"

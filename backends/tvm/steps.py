@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from irx.backends.tvm.buffers import VIEWS
@@ -34,10 +34,11 @@ class Steps:
 
 
 class Lowering:
-    """Applies the rules, once for each body."""
+    """Applies the rules, once for each body. `refused` are kernels that do not compile, by symbol with the reason."""
 
-    def __init__(self, choices: Choices) -> None:
+    def __init__(self, choices: Choices, refused: Mapping[str, str] | None = None) -> None:
         self._choices = choices
+        self._refused = refused or {}
         self._bodies = Bodies()
         self._known: dict[Graph, Lowered | str] = {}
 
@@ -75,8 +76,12 @@ class Lowering:
             except Refusal as refusal:
                 reasons.append(str(refusal))
                 continue
-            if lowered is not None:
+            if lowered is None:
+                continue
+            failed = next((k for k in lowered.kernels if k.symbol in self._refused), None)
+            if failed is None:
                 return lowered
+            reasons.append(f"the kernel {failed.name} does not compile: {self._refused[failed.symbol]}")
         return "; ".join(reasons) or f"no rule makes kernels of {_ops(body)}"
 
 

@@ -96,7 +96,7 @@ def _tasks(arguments: Namespace) -> tuple[list[Task], Device]:
     goal = aim(arguments.target)
     program, ledger = optimize(read(arguments.model, None).program, goal, arguments.pipeline)
     parts = divide(program, goal, ledger)
-    found = [parts[name].spaces(graph, goal.device) for name, graph in program.graphs.items()]
+    found = [parts[name].spaces(program, graph, goal.device) for name, graph in program.graphs.items()]
     return [task for tasks in found for task in tasks], goal.device
 
 

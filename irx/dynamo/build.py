@@ -80,8 +80,8 @@ def build(trace: Trace, state: State, frozen: Sequence[int], goal: Target, setti
     in_place = write_in_place(graph, mutated.values()) if backend.name == "torch" else set()
     copied_back = {index: name for index, name in mutated.items() if name not in in_place}
     copied = sharing(graph, captured.outputs, list(copied_back.values()))
-    schedules = api.schedule(program, {GRAPH: backend}, goal)
-    files = backend.build(program, graph, goal.device, schedules)
+    api.schedule(program, {GRAPH: backend}, goal, ledger, settings.tune)
+    files = backend.build(program, graph, goal.device)
     logger.debug("%s", ledger)
     results = Results(captured.outputs, captured.sizes, graph.output_names, copied)
     written = [(index, graph.output_names.index(name), name in copied) for index, name in copied_back.items()]

@@ -39,6 +39,7 @@ class Settings:
     target: str | None = None
     pipeline: str = "default"
     strict: bool = False
+    tune: str = "none"
 
 
 def read_settings(options: Mapping[str, Any] | None, mode: str | None) -> Settings:
@@ -52,21 +53,19 @@ def read_settings(options: Mapping[str, Any] | None, mode: str | None) -> Settin
             raise UnknownOption(name, defaults, where=_PLACE)
         if name in _ELSEWHERE and value != defaults[name]:
             raise UnsupportedArgument(f"{name}={value!r}: {_ELSEWHERE[name]}", where=_PLACE)
-    if given.get("tune", "none") != "none":
-        raise UnsupportedArgument(f"tune={given['tune']!r}: this version has no tuning", where=_PLACE)
-    _note_mode(mode)
-    target = given.get("target")
-    settings = Settings(target, given.get("pipeline", Settings.pipeline), given.get("strict", False))
+    target, tune = given.get("target"), given.get("tune", _effort(mode))
+    api.check_effort(tune)
+    settings = Settings(target, given.get("pipeline", Settings.pipeline), given.get("strict", False), tune)
     if target is not None:
         Target.parse(target, known_backends())
     Pipeline.parse(settings.pipeline, passes())
     return settings
 
 
-def _note_mode(mode: str | None) -> None:
-    if mode is None or mode == "default":
-        return
-    if mode.startswith("max-autotune"):
-        say(f"mode={mode!r} asks for tuning, which this version does not have; the defaults are used")
-    else:
+def _effort(mode: str | None) -> str:
+    """How much tuning the mode asks for."""
+    if mode is not None and mode.startswith("max-autotune"):
+        return "quick"
+    if mode not in (None, "default"):
         say(f"mode={mode!r} means nothing to this backend and is ignored")
+    return "none"

@@ -31,11 +31,14 @@ class Backend(Protocol):
     def supports(self, node: Node, device: Device) -> str | None:
         """Why the backend cannot run this node on the device; None where it can."""
 
-    def spaces(self, graph: Graph, device: Device) -> Sequence[Any]:
-        """The choices that tuning has for this graph; none where there is nothing to tune."""
+    def spaces(self, program: Program, graph: Graph, device: Device) -> Sequence[Any]:
+        """The tasks that tuning has for this graph, see `irx.tuning.Task`; none where there is nothing to choose."""
 
-    def build(self, program: Program, graph: Graph, device: Device, schedules: Any) -> dict[str, bytes]:
-        """Everything that `load` needs, by file name: objects and binaries with their sources."""
+    def build(self, program: Program, graph: Graph, device: Device) -> dict[str, bytes]:
+        """Everything that `load` needs, by file name: objects and binaries with their sources.
+
+        Kernels get the best schedules that are known for the device.
+        """
 
     def latency(self, program: Program, graph: Graph, device: Device) -> Latency | str:
         """The time of one call of the graph with small sizes, as the sum of its regions measured here, or why not."""

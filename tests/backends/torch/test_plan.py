@@ -44,7 +44,7 @@ def store(source: Program, loads: list[str] | None = None) -> WeightStore:
 
 def kernel(source: Program, name: str = "main", weights: WeightStore | None = None) -> Plan:
     graph = source.graphs[name]
-    made = BACKEND.load(BACKEND.build(source, graph, host_cpu(), {}), host_cpu())
+    made = BACKEND.load(BACKEND.build(source, graph, host_cpu()), host_cpu())
     made.bind(weights or store(source))
     return made
 

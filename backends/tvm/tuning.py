@@ -1,0 +1,176 @@
+"""Tuning of kernels: which tasks a graph has, and the runner that tries one candidate in a process of its own.
+
+A candidate is a whole region built with the schedule: its result is compared with the oracle on random data, and its
+time is that of the region with weights that are not in the cache.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+import irx.ops  # noqa: F401  declares the ops that a text names
+from irx.analysis.inputs import random_inputs
+from irx.analysis.random_weights import bind_random_weights
+from irx.analysis.reference import evaluate
+from irx.backends.tvm.codegen import compile_kernels
+from irx.backends.tvm.knobs import task
+from irx.backends.tvm.lowered import Case, Choices, Lowered, default_schedule
+from irx.backends.tvm.measure import kernels_of, ring_of, times
+from irx.backends.tvm.plan import Plan
+from irx.backends.tvm.sites import Site
+from irx.backends.tvm.steps import Lowering, Step
+from irx.ir.excerpt import excerpt
+from irx.ir.graph import Graph, Value, Weight
+from irx.ir.parser import parse
+from irx.ir.printer import print_program
+from irx.ir.program import Program
+from irx.ir.sizes import used_sizes
+from irx.ir.types import is_packed
+from irx.ops.cache import KVArrays
+from irx.rewrite.check import difference
+from irx.runtime.arrays import run_graph
+from irx.runtime.snapshot import tensor_of
+from irx.runtime.store import WeightStore
+from irx.target import Device, Target
+from irx.tuning import Choice, Outcome, Schedule, Task
+
+MANY = 128  # rows that stand for any number above the last limit
+LIMITS = {"packed": 1e-4, "f32": 1e-5, "bf16": 2e-2, "f16": 4e-3}
+
+
+@dataclass
+class _Asked:
+    """Records what templates ask schedules for, and gives one of them another choice."""
+
+    asked: dict[tuple[str, str], Mapping[str, Choice]]
+    other: tuple[str, str] | None = None
+    knobs: Mapping[str, Choice] | None = None
+
+    def __call__(self, template: str, bucket: str, defaults: Mapping[str, Choice]) -> Mapping[str, Choice]:
+        self.asked.setdefault((template, bucket), defaults)
+        return {**defaults, **(self.knobs or {})} if (template, bucket) == self.other else defaults
+
+
+def tasks(program: Program, graph: Graph, device: Device) -> list[Task]:
+    """Everything that can be tuned in a graph, each kernel once."""
+    steps = Lowering(Choices(device, default_schedule)).steps(graph).steps
+    uses = Counter(step.site.body for step in steps)
+    first = {step.site.body: step for step in reversed(steps) if step.lowered is not None}
+    found: dict[str, Task] = {}
+    for body, step in first.items():
+        for made in _tasks_of(program, step, uses[body], device):
+            found.setdefault(str(made.key), made)
+    return list(found.values())
+
+
+def run(args: dict[str, Any], schedule: Schedule) -> Outcome:
+    """Build, check and time one candidate: a runner of `irx.tuning`."""
+    program = parse(args["program"])
+    (graph,) = program.graphs.values()
+    torch.set_num_threads(args["threads"])
+    chosen = _Asked({}, (args["template"], args["bucket"]), schedule)
+    device = Target.parse(args["device"], ("tvm",)).device
+    steps = Lowering(Choices(device, chosen)).steps(graph)
+    (step,) = steps.steps
+    if step.lowered is None:
+        return Outcome(failure=step.reason)
+    objects = compile_kernels(kernels_of(step, args["sizes"]), device)
+    error = _error(program, graph, Plan(graph, steps, objects), args["sizes"])
+    seconds = times(ring_of(step, args["uses"]), args["sizes"], objects)
+    return Outcome(tuple(seconds), error, _limit(step))
+
+
+def _tasks_of(program: Program, step: Step, uses: int, device: Device) -> list[Task]:
+    """The tasks of one region: one for every schedule that its kernels ask for."""
+    assert step.lowered is not None
+    asked = _Asked({})
+    _lowered(step, device, asked)
+    found = []
+    for (template, bucket), defaults in asked.asked.items():
+        one = task(template, bucket, defaults)
+        other = next((s for s in map(one.space.default().replace, *_another(one)) if one.space.allows(s)), None)
+        case = None if other is None else _case_of(step, device, (template, bucket), other)
+        if case is None:
+            continue
+        sizes = _sizes(step, case)
+        args = {
+            "program": print_program(excerpt(program, _alone(step))),
+            "device": device.name,
+            "template": template,
+            "bucket": bucket,
+            "sizes": sizes,
+            "threads": torch.get_num_threads(),
+            "uses": uses,
+        }
+        found.append(task(template, bucket, defaults, args=args, where=step.site.place, uses=uses))
+    return found
+
+
+def _another(one: Task) -> tuple[list[str], list[Choice]]:
+    """For every knob a value that is not the default."""
+    pairs = [(k.name, value) for k in one.space.knobs for value in k.values if value != k.default]
+    return [knob for knob, _ in pairs], [value for _, value in pairs]
+
+
+def _lowered(step: Step, device: Device, schedule: Any) -> Lowered | None:
+    graph = _alone(step)
+    (made,) = Lowering(Choices(device, schedule)).steps(graph).steps
+    return made.lowered
+
+
+def _case_of(step: Step, device: Device, asked: tuple[str, str], knobs: Mapping[str, Choice]) -> Case | None:
+    """The case whose kernels change with the schedule."""
+    assert step.lowered is not None
+    changed = _lowered(step, device, _Asked({}, asked, knobs))
+    if changed is None:
+        return None
+    for old, new in zip(step.lowered.cases, changed.cases, strict=True):
+        if [call.kernel.symbol for call in old.calls] != [call.kernel.symbol for call in new.calls]:
+            return old
+    return None
+
+
+def _sizes(step: Step, case: Case) -> dict[str, int]:
+    """Sizes that the case serves: as many rows as it takes."""
+    names = list(used_sizes(_alone(step)))
+    sizes = dict.fromkeys(names, 1)
+    longest = next((n for n in ("S", "R", "B", *names) if n in sizes), None)
+    if longest is not None:
+        sizes[longest] = case.most or MANY
+    return sizes
+
+
+def _alone(step: Step) -> Graph:
+    """A graph of this region alone."""
+    graph = Graph("kernel")
+    mapping: dict[Value, Value] = {}
+    for value in dict.fromkeys(step.site.operands):
+        if not isinstance(value, Weight):
+            mapping[value] = graph.add_input(value.name, value.type)
+    made = graph.add_copy(step.site.node, mapping)
+    graph.set_outputs({f"out{i}": value for i, value in enumerate(made.outputs)})
+    return graph
+
+
+def _error(program: Program, graph: Graph, plan: Plan, sizes: Mapping[str, int]) -> float:
+    """max|y - y0| / max|y0| against the oracle on random data."""
+    bind_random_weights(program.weights)
+    inputs = random_inputs(graph, sizes)
+    expected = evaluate(graph, inputs, sizes, program.weights)
+    plan.bind(WeightStore(lambda weight: tensor_of(program.weights, weight), torch.device("cpu")))
+    made = run_graph(plan, inputs, torch.device("cpu"))
+    pairs = zip(made, expected, strict=True)
+    return max((difference(np.asarray(y), y0) for y, y0 in pairs if not isinstance(y0, KVArrays)), default=0.0)
+
+
+def _limit(step: Step) -> float:
+    site: Site = step.site
+    if any(is_packed(v.tensor.dtype) for v in site.operands if isinstance(v, Weight)):
+        return LIMITS["packed"]
+    return max((LIMITS.get(v.dtype, 1e-5) for v in site.results if hasattr(v.type, "dtype")), default=1e-5)
