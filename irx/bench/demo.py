@@ -104,7 +104,7 @@ def speed(fast: Any, path: Path, *, inductor: bool = True) -> Speed:
     if made is not None:
         candidates["Inductor"] = made
     size = sum(p.numel() * p.element_size() for p in module.parameters())
-    candidates["read"] = reader(size)[0]
+    candidates["read"] = reader(size, torch.get_num_threads())[0]
     with torch.no_grad():
         timings = interleave(candidates)
     read = timings.pop("read").low

@@ -43,12 +43,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Row:
-    """A claim: `ours` takes at least `at_least` times less time than the fastest of `against`."""
+    """A claim: `ours` takes at least `at_least` times less time than the fastest of `against`; None claims nothing."""
 
     what: str
     ours: str
     against: tuple[str, ...]
-    at_least: float
+    at_least: float | None
     pipeline: str = "default"
     percent: bool = False  # a share of a limit, printed in percent: the limit's best round counts
 
@@ -83,6 +83,7 @@ class _Field:
     errors: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, list[float]] = field(default_factory=dict)
     bandwidth: float = 0.0
+    how: str = ""
 
     def enter(self, lab: Lab) -> None:
         """Make every candidate and check what it computes."""
@@ -115,10 +116,11 @@ class _Field:
         import torch
 
         steps = {name: ready.step for name, ready in self.ready.items() if name not in self.wrong}
-        step, _ = reader(RING)
+        step, how = reader(RING, lab.threads)
         with torch.no_grad():
             self.seconds = samples({**steps, "read": step}, rounds=lab.rounds, turn=lab.turn)
         self.bandwidth = RING / min(self.seconds.pop("read"))
+        self.how = f"{self.bandwidth / 1e9:.1f} GB/s by {how}"
 
     def result(self, row: Row) -> Result:
         """What was measured for a row."""
@@ -137,6 +139,7 @@ class _Field:
             theirs=summary(theirs),
             rival=rival,
             floor=self.ready[row.ours].bytes / self.bandwidth or None,
+            bandwidth=self.how,
             error=self.errors.get(row.ours),
             note="; ".join(f"{name} absent: {why}" for name, why in self._left_out(row)),
         )

@@ -14,15 +14,15 @@ SLACK = 0.95  # how far below what is wanted the lower quartile may be
 class Result:
     """A row: `figure` in `unit` (`x`: how many times faster, `%`: share of a limit, `s`: seconds) against `wanted`.
 
-    `verdict` is `holds`, `below`, `above` (of what should be little), `absent` or `wrong`, the last two without figures
-    and with the reason in `note`. `floor` is the seconds that moving the unavoidable bytes takes at the bandwidth of
-    the run; `error` is the largest deviation from the reference, in parts of its largest value.
+    `verdict` is `holds`, `below`, `above` (of what should be little), `shown` (nothing was wanted), `absent` or
+    `wrong`, the last two without figures and with the reason in `note`. `floor` is the seconds that moving the
+    unavoidable bytes takes at the `bandwidth` of the run; `error` is the largest deviation from the reference, in parts of its largest value.
     """
 
     family: str
     what: str
     pipeline: str
-    wanted: float
+    wanted: float | None
     unit: str
     figure: Spread | None = None
     verdict: str = "absent"
@@ -30,6 +30,7 @@ class Result:
     theirs: Timing | None = None
     rival: str = ""
     floor: float | None = None
+    bandwidth: str = ""
     error: float | None = None
     note: str = ""
 
@@ -50,7 +51,7 @@ class Result:
         return {
             "row": self.what,
             "pipeline": self.pipeline,
-            "wanted": f"{'<= ' if self.unit == 's' else ''}{_number(self.wanted, self.unit)}",
+            "wanted": _wanted(self.wanted, self.unit),
             "measured": "" if self.figure is None else _spread(self.figure, self.unit),
             "IRX": _milliseconds(self.ours),
             "against": f"{self.rival} {_milliseconds(self.theirs)}".strip(),
@@ -60,9 +61,15 @@ class Result:
         }
 
 
-def verdict(figure: Spread, wanted: float) -> str:
+def verdict(figure: Spread, wanted: float | None) -> str:
     """A row holds when the median reaches what is wanted and the lower quartile is at most 5 % below it."""
+    if wanted is None:
+        return "shown"
     return "holds" if figure.median >= wanted and figure.low >= SLACK * wanted else "below"
+
+
+def _wanted(value: float | None, unit: str) -> str:
+    return "" if value is None else f"{'<= ' if unit == 's' else ''}{_number(value, unit)}"
 
 
 def _spread(figure: Spread, unit: str) -> str:

@@ -51,5 +51,7 @@ def run(arguments: Namespace) -> None:
         print_json([result.facts() for result in results])
         return
     print_rows([result.cells() for result in results], COLUMNS, as_json=False)
+    for rate in dict.fromkeys(f"{r.family}: the floor is at {r.bandwidth}" for r in results if r.bandwidth):
+        print(rate)
     for note in dict.fromkeys(f"{result.what}: {result.note}" for result in results if result.note):
         print(note)

@@ -22,7 +22,7 @@ FORMATS = {
 
 def _read(lab: Lab, source: str, pipeline: str) -> Ready:
     size = ours(lab, source, pipeline).bytes
-    return Ready(reader(size)[0], size)
+    return Ready(reader(size, lab.threads)[0], size)
 
 
 def _candidates() -> dict[str, Candidate]:
