@@ -16,7 +16,8 @@ class Result:
 
     `verdict` is `holds`, `below`, `above` (of what should be little), `shown` (nothing was wanted), `absent` or
     `wrong`, the last two without figures and with the reason in `note`. `floor` is the seconds that moving the
-    unavoidable bytes takes at the `bandwidth` of the run; `error` is the largest deviation from the reference, in parts of its largest value.
+    unavoidable bytes takes at the `bandwidth` of the run; `error` is the largest deviation from the reference, in parts
+    of its largest value.
     """
 
     family: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +34,16 @@ def test_rows_name_candidates(family: Race) -> None:
 def test_every_file_of_rows_is_a_family() -> None:
     files = {path.stem for path in (Path(bench.__file__).parent / "rows").glob("[!_]*.py")}
     assert files == set(bench.FAMILIES)
-    with pytest.raises(UnknownOption, match="'decod'.*did you mean 'decode'"):
+    with pytest.raises(UnknownOption, match=r"'decod'.*did you mean 'decode'"):
         bench.run(["decod"])
 
 
 @pytest.fixture
-def once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Instead of timing, every candidate takes a second; nothing that compiles C++ or is not of this project runs."""
     monkeypatch.setattr(race, "samples", lambda candidates, **_: {name: [1.0, 1.0] for name in candidates})
     monkeypatch.setattr(race, "RING", 1 << 16)
     monkeypatch.setenv("PATH", "")
-    yield
 
 
 @pytest.mark.parametrize("name", ["decode", "prefill", "batch", "rate"])

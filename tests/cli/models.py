@@ -10,7 +10,7 @@ WORDS = "the a moon sun shines on sea and is bright dark today so".split()
 
 
 def save_model(folder: Path, positions: int = 64) -> Path:
-    """Write the model, for up to `positions` tokens, into `folder`; skips the test where the hf extra is not installed."""
+    """Write the model, for `positions` tokens, into `folder`; skips the test where the hf extra is not installed."""
     pytest.importorskip("transformers", reason="the hf extra is not installed")
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
