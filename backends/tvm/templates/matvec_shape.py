@@ -1,0 +1,136 @@
+"""What a matrix-vector kernel is made for: the region, its layouts, and how x meets the weights.
+
+Four ways, by weight format and instruction set:
+
+    fma     x as float32, weights widened to float32: any format, any processor
+    pairs   bfloat16 x and weights, two columns an instruction (AVX512-BF16)
+    planes  packed weights; x as one 8-bit plane (a8), or as two that hold 16 bits, with a scale for each group (VNNI)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+
+from irx.backends.tvm.layouts.tiles import Tiles, tiles_for
+from irx.backends.tvm.linear_region import LinearRegion
+from irx.backends.tvm.writer import LANES
+from irx.target import Device
+
+LARGEST_GROUP = 64
+"""Most elements of x that share a scale where a kernel may choose: an outlier costs its neighbours precision."""
+
+LINE = 64
+WASTE = 0.03
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One kernel: `most` rows at once, `vectors` of 16 output columns at once (a unit of work)."""
+
+    region: LinearRegion
+    layouts: tuple[Tiles, ...]
+    device: Device
+    most: int
+    vectors: int
+    unroll: int
+    prefetch: int
+
+    @property
+    def layout(self) -> Tiles:
+        """The layout of the first weight; the second differs in nothing that matters here."""
+        return self.layouts[0]
+
+    @property
+    def columns(self) -> int:
+        """Output columns in a unit of work."""
+        return self.vectors * LANES
+
+    @property
+    def units(self) -> int:
+        """Units of work."""
+        return -(-self.region.n // self.columns)
+
+    @property
+    def way(self) -> str:
+        """How x meets the weights."""
+        return way(self.region, self.layouts, self.device)
+
+    @property
+    def planes(self) -> int:
+        """Planes of x."""
+        return 1 if self.region.activations == "a8" else 2
+
+    @property
+    def x_group(self) -> int:
+        """Elements of x that share a scale."""
+        if self.region.activations == "a8":
+            return self.region.group
+        return min(min(layout.coding.group for layout in self.layouts if layout.coding), LARGEST_GROUP)
+
+    @property
+    def sum_group(self) -> int:
+        """Elements of x whose sum is kept, for codes that are not centred; 0 where no sums are needed."""
+        groups = [layout.coding.group for layout in self.layouts if layout.coding is not None]
+        if not groups:
+            return 0
+        return min(*groups, self.x_group) if self.way == "planes" else min(groups)
+
+    @property
+    def is_direct(self) -> bool:
+        """True where the kernel reads x as it lies in memory."""
+        r = self.region
+        if r.norm is not None or r.activations == "a8" or any(layout.coding for layout in self.layouts):
+            return False
+        if self.way == "pairs":
+            return r.x.dtype == "bf16" and r.k == self.layout.depth
+        return r.x.dtype == "f32" and r.activations == "f32"
+
+    @property
+    def row_places(self) -> Mapping[str, int]:
+        """Where the parts of a prepared row begin, in bytes from the row's start; `end` is the row's size."""
+        k, sums = self.region.k, self.region.k // self.sum_group if self.sum_group else 0
+        if self.way == "pairs":
+            sizes = {"x": 2 * self.layout.depth}
+        elif self.way == "fma":
+            sizes = {"x": 4 * k, "sums": 4 * sums}
+        else:
+            sizes = {"x": self.planes * k, "scales": 4 * (k // self.x_group), "sums": 4 * sums}
+        places, at = {}, 0
+        for name, size in sizes.items():
+            places[name] = at
+            at += ceil(size / LINE) * LINE
+        return {**places, "end": at}
+
+
+def way(region: LinearRegion, layouts: tuple[Tiles, ...], device: Device) -> str:
+    """`fma`, `pairs` or `planes`."""
+    if all(layout.format == "bf16" for layout in layouts):
+        return "pairs" if region.activations == "bf16" and "avx512_bf16" in device.features else "fma"
+    if any(layout.coding is None for layout in layouts) or not {"avx512_vnni", "avx512bw"} <= device.features:
+        return "fma"
+    return "planes" if region.activations != "a8" or _fits(region.group, layouts) else "fma"
+
+
+def _fits(group: int, layouts: tuple[Tiles, ...]) -> bool:
+    """True where groups of x and of the weights are nested."""
+    nested = (layout.coding and not max(group, layout.coding.group) % min(group, layout.coding.group) for layout in layouts)
+    return group % LANES == 0 and group <= 256 and all(nested)
+
+
+def layouts_of(region: LinearRegion) -> tuple[Tiles, ...]:
+    """One layout for each weight of the region: the same whatever the kernel, so that one copy serves all."""
+    return tuple(tiles_for(p.weight.format, region.n, region.k, turned=p.weight.turned) for p in region.products)
+
+
+def balanced_vectors(n: int, tile: int, threads: int, widest: int) -> int:
+    """The most vectors a unit can have while the threads' shares of `n` columns stay nearly equal."""
+    choices = [v for v in (4, 2, 1) if v * LANES <= tile and v <= widest]
+
+    def waste(vectors: int) -> float:
+        units = -(-n // (vectors * LANES))
+        return -(-units // threads) * threads * vectors * LANES / n - 1
+
+    good = (v for v in choices if waste(v) <= WASTE)
+    return next(good, min(choices, key=lambda v: (waste(v), -v)))
