@@ -1,0 +1,206 @@
+"""Regions around attention: heads are prepared by one kernel, then attended to with split keys or in blocks of queries.
+
+Few queries (a decode step) share the keys among threads; many (a prompt) are divided among them. Attention without a
+state lays its keys and values out as a state does, in temporaries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from irx.backends.tvm.attention_region import Append, Attend, Region, parse
+from irx.backends.tvm.lowered import (
+    Binding,
+    Call,
+    Capacity,
+    Case,
+    Choices,
+    Data,
+    Lowered,
+    Refusal,
+    StatePart,
+    Temporary,
+)
+from irx.backends.tvm.templates.append import Plain, Queries, Stored, Work, prepare
+from irx.backends.tvm.templates.attention import Sources, blocks, split
+from irx.backends.tvm.templates.attention_bias import Bias, prepare_bias
+from irx.backends.tvm.templates.attention_form import KEYS, Form, instructions, registers
+from irx.ir.dims import Dim
+from irx.ir.graph import Graph, Value
+from irx.ir.types import KVType
+from irx.target import Device
+
+FEW = 8  # queries whose keys are split among threads
+LARGEST_HEAD = 512
+STORAGES = ("f32", "bf16", "i8")
+
+
+def rule(body: Graph, choices: Choices) -> Lowered | None:
+    """Kernels of a region with attention, appends to a cache, or rope."""
+    region = parse(body)
+    if region is None:
+        return None
+    return _Lowering(region, choices).lowered()
+
+
+@dataclass(frozen=True)
+class _Lowering:
+    region: Region
+    choices: Choices
+
+    def lowered(self) -> Lowered:
+        attend = self.region.attend
+        if attend is None:
+            return Lowered((Case((prepare(self._stored() + self._rotated()),)),), "rope and append")
+        length = attend.q.view.shape[2]
+        few = Case(self._calls(attend, few=True), length, FEW)
+        if isinstance(length, int) and length <= FEW:
+            return Lowered((Case(few.calls),), "attention, keys split among threads")
+        many = Case(self._calls(attend, few=False))
+        return Lowered((few, many), "attention in blocks; keys split among threads for few queries")
+
+    def _calls(self, attend: Attend, *, few: bool) -> tuple[Call, ...]:
+        device = self.choices.device
+        form = _form(attend, device, FEW if few else _queries(attend), few)
+        target = Temporary("q", _query_bytes(attend, form))
+        bias = prepare_bias(attend.mask, attend.bias)
+        sources = self._sources(attend, target, bias)
+        works = [Queries(attend.q, form, target), *self._stored(), *self._own(attend), *self._rotated()]
+        last = split(form, sources) if few else (blocks(form, sources, _queries(attend)),)
+        return (prepare(works), *(() if bias is None else (bias.call,)), *last)
+
+    def _stored(self) -> list[Work]:
+        """Keys and values that go into a state."""
+        append = self.region.append
+        if append is None:
+            return []
+        _check_state(append.kv)
+        parts = _state_parts(append.state, append.kv)
+        return [_work(append, part, parts) for part in ("k", "v")]
+
+    def _own(self, attend: Attend) -> list[Work]:
+        """Keys and values of plain attention, into temporaries."""
+        if attend.k is None or attend.v is None:
+            return []
+        parts, capacity = _own_parts(attend), _own_capacity(attend)
+        storage = attend.k.dtype
+        pairs = (("k", attend.k), ("v", attend.v))
+        return [Stored(heads, part, storage, parts, capacity, None) for part, heads in pairs]
+
+    def _rotated(self) -> list[Work]:
+        found = self.region.rotated
+        return [Plain(heads, Data(result.value), result.strides) for heads, result in found]
+
+    def _sources(self, attend: Attend, target: Temporary, bias: Bias | None) -> Sources:
+        result = self.region.result
+        assert result is not None
+        batch, _, length, _ = attend.q.view.shape
+        parts: dict[str, Binding]
+        capacity: Binding
+        if attend.state is not None:
+            assert attend.kv is not None and attend.positions is not None
+            _check_state(attend.kv)
+            parts, capacity, keys = _state_parts(attend.state, attend.kv), Capacity(attend.state), None
+        else:
+            assert attend.k is not None
+            parts, capacity, keys = _own_parts(attend), _own_capacity(attend), attend.k.view.shape[2]
+        return Sources(
+            batch=batch,
+            length=length,
+            capacity=capacity,
+            q=target,
+            parts=parts,
+            out=Data(result.value),
+            out_dtype=result.value.dtype,
+            out_strides=result.strides,
+            positions=None if attend.positions is None else Data(attend.positions.base),
+            keys=keys,
+            table=None if attend.table is None else (Data(attend.table), attend.table.dtype),
+            sinks=None if attend.sinks is None else (Data(attend.sinks), attend.sinks.dtype),
+            bias=None if bias is None else bias.buffer,
+            bias_strides=(0, 0, 0) if bias is None else bias.strides,
+            bias_width=0 if bias is None else bias.width,
+        )
+
+
+def _work(append: Append, part: str, parts: dict[str, Binding]) -> Work:
+    heads = append.k if part == "k" else append.v
+    return Stored(heads, part, append.kv.dtype, parts, Capacity(append.state), append.positions)
+
+
+def _check_state(kv: KVType) -> None:
+    if kv.layout != "blocked":
+        raise Refusal(f"the cache is {kv.layout}: kernels read blocks of 16 tokens (lay-out-cache)")
+    if kv.dtype not in STORAGES:
+        raise Refusal(f"a cache of dtype {kv.dtype}")
+    if kv.heads != kv.value_heads:
+        raise Refusal("different numbers of key and value heads")
+
+
+def _state_parts(state: Value, kv: KVType) -> dict[str, Binding]:
+    names = ("k", "v", "k_scale", "v_scale") if kv.dtype == "i8" else ("k", "v")
+    return {name: StatePart(state, name) for name in names}
+
+
+def _own_capacity(attend: Attend) -> Dim:
+    assert attend.k is not None
+    return (attend.k.view.shape[2] + (KEYS - 1)) // KEYS * KEYS
+
+
+def _own_parts(attend: Attend) -> dict[str, Binding]:
+    """Temporaries that hold keys and values of plain attention as a state would."""
+    assert attend.k is not None and attend.v is not None
+    slots = attend.k.view.shape[0] * attend.k.count * _own_capacity(attend)
+    size = 4 if attend.k.dtype == "f32" else 2
+    k_width, v_width = -(-attend.k.size // 2) * 2, -(-attend.v.size // 16) * 16
+    return {"k": Temporary("keys", slots * k_width * size), "v": Temporary("values", slots * v_width * size)}
+
+
+def _form(attend: Attend, device: Device, queries: int, few: bool) -> Form:
+    groups, v_dim, storage = _keys(attend)
+    if attend.q.count % groups:
+        raise Refusal(f"{attend.q.count} query heads for {groups} KV heads")
+    if max(attend.q.size, v_dim) > LARGEST_HEAD:
+        raise Refusal(f"heads of more than {LARGEST_HEAD} channels")
+    if attend.table is not None and (attend.table.dtype != "f32" or not isinstance(attend.table.shape[1], int)):
+        raise Refusal(f"a table of biases {attend.table.type}")
+    shared = attend.q.count // groups
+    rows, wide, vectors = registers(device, shared if few else shared * queries, v_dim)
+    return Form(
+        storage=storage,
+        heads=attend.q.count,
+        groups=groups,
+        k_dim=attend.q.size,
+        v_dim=v_dim,
+        scale=attend.scale,
+        dot=instructions(storage, device),
+        rows=rows,
+        blocks=wide,
+        vectors=vectors,
+        window=attend.window,
+        softcap=attend.softcap,
+        causal=attend.causal,
+        table=0 if attend.table is None else int(attend.table.shape[1]),  # type: ignore[arg-type]
+        sinks=attend.sinks is not None,
+        biased=attend.mask is not None or attend.bias is not None,
+    )
+
+
+def _keys(attend: Attend) -> tuple[int, int, str]:
+    """(KV heads, channels of a value, dtype as stored)."""
+    if attend.kv is not None:
+        return attend.kv.heads, attend.kv.v_dim, attend.kv.dtype
+    assert attend.k is not None and attend.v is not None
+    if attend.k.dtype != attend.v.dtype or attend.k.count != attend.v.count:
+        raise Refusal("keys and values of different dtypes or numbers of heads")
+    return attend.k.count, attend.v.size, attend.k.dtype
+
+
+def _queries(attend: Attend) -> int:
+    """Queries of a block: with all heads that share a KV head they are about 48 rows."""
+    return max(1, 48 * _keys(attend)[0] // attend.q.count)
+
+
+def _query_bytes(attend: Attend, form: Form) -> Dim:
+    batch, heads, length, _ = attend.q.view.shape
+    return (batch * heads * length + form.rows) * (form.q_width * 4)

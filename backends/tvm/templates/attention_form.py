@@ -1,0 +1,130 @@
+"""Forms of attention kernels: how keys and values lie, which instructions multiply them, how many rows go together.
+
+Keys are blocks of 16 tokens, so that a vector holds one channel of 16 tokens and scores need no horizontal sums. With
+`fma` everything is float32 in registers; `dpbf16` and `vnni` multiply pairs of bf16 and quads of bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+from irx.target import Device
+
+KEYS = 64  # keys of a tile
+BLOCK = 16  # keys beside each other
+LOG2_E = math.log2(math.e)
+LOWEST = -1e30  # the maximum of a row that has seen nothing
+ELEMENT = {"f32": "float32", "bf16": "int32", "i8": "int32"}
+"""How kernels read blocks of keys: one channel, a pair, or a quad of channels."""
+VALUES = {"f32": "float32", "bf16": "int32", "i8": "int8"}
+"""How kernels read values: one, those of a pair of tokens, or one."""
+
+DPBF16 = """
+declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
+declare <16 x bfloat> @llvm.x86.avx512bf16.cvtneps2bf16.512(<16 x float>)
+define linkonce_odr <16 x float> @irx_dot_pairs(<16 x float> %sum, <16 x i32> %x, <16 x i32> %y) alwaysinline {
+  %a = bitcast <16 x i32> %x to <32 x bfloat>
+  %b = bitcast <16 x i32> %y to <32 x bfloat>
+  %r = call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float> %sum, <32 x bfloat> %a, <32 x bfloat> %b)
+  ret <16 x float> %r
+}
+define linkonce_odr <8 x i32> @irx_to_pairs(<16 x float> %x) alwaysinline {
+  %n = call <16 x bfloat> @llvm.x86.avx512bf16.cvtneps2bf16.512(<16 x float> %x)
+  %r = bitcast <16 x bfloat> %n to <8 x i32>
+  ret <8 x i32> %r
+}
+"""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What is static in an attention kernel.
+
+    `storage` is the dtype of keys and values as stored, `dot` one of fma, dpbf16, vnni. `tile` is rows by blocks of
+    keys, and `spread` rows by vectors of values, that are summed in registers at once.
+    """
+
+    storage: str
+    heads: int
+    groups: int
+    k_dim: int
+    v_dim: int
+    scale: float
+    dot: str
+    rows: int
+    blocks: int
+    vectors: int
+    window: int | None = None
+    softcap: float | None = None
+    causal: bool = True
+    table: int = 0
+    """Distances in a table of biases, 0 without one."""
+    sinks: bool = False
+    biased: bool = False
+
+    @cached_property
+    def shared(self) -> int:
+        """Query heads that share a KV head."""
+        return self.heads // self.groups
+
+    @cached_property
+    def steps(self) -> int:
+        """Rows of a block of keys: channels, pairs or quads of them."""
+        return -(-self.k_dim // {"f32": 1, "bf16": 2, "i8": 4}[self.storage])
+
+    @cached_property
+    def channels(self) -> int:
+        """Channels of a key, padded."""
+        return self.steps * {"f32": 1, "bf16": 2, "i8": 4}[self.storage]
+
+    @cached_property
+    def q_width(self) -> int:
+        """Elements of a row of prepared queries; for vnni two planes of bytes, an offset and the bits of a scale."""
+        return {"fma": self.channels, "dpbf16": self.steps, "vnni": 2 * self.steps + 2}[self.dot]
+
+    @cached_property
+    def v_width(self) -> int:
+        """Channels of a value, padded."""
+        return -(-self.v_dim // 16) * 16
+
+    @cached_property
+    def score_scale(self) -> float:
+        """What turns a product of a query and a key into the exponent of 2 (or, with a cap, into what is capped)."""
+        return self.scale * (LOG2_E if self.softcap is None else 1)
+
+    @cached_property
+    def spread(self) -> list[tuple[int, int]]:
+        """(first, count) of the vectors of a value that are summed at once."""
+        vectors = self.v_width // 16
+        parts = -(-vectors // self.vectors)
+        edges = [vectors * i // parts for i in range(parts + 1)]
+        return [(a, b - a) for a, b in zip(edges, edges[1:], strict=False)]
+
+    @property
+    def llvm(self) -> str:
+        """LLVM functions that the kernel needs."""
+        return DPBF16 if self.dot == "dpbf16" else ""
+
+
+def instructions(storage: str, device: Device) -> str:
+    """The fastest `dot` that the device has for keys of a dtype."""
+    if storage == "bf16" and device.features >= {"avx512_bf16", "avx512f"}:
+        return "dpbf16"
+    if storage == "i8" and device.features >= {"avx512_vnni", "avx512f"}:
+        return "vnni"
+    return "fma"
+
+
+def registers(device: Device, rows: int, v_dim: int) -> tuple[int, int, int]:
+    """(rows, blocks, vectors) for about `rows` rows: as many sums as registers hold."""
+    most, sums = (6, 24) if "avx512f" in device.features else (4, 4)
+    chunks = -(-rows // most)
+    height = -(-rows // chunks)
+    vectors = -(-v_dim // 16)
+    return height, _power_of_two(min(KEYS // BLOCK, max(1, sums // height))), min(vectors, max(1, sums // height))
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (number.bit_length() - 1)

@@ -1,0 +1,238 @@
+"""One tile of attention: some rows of queries against 64 keys, folded into sums that are kept in memory.
+
+Scores of the tile go to a small buffer; then each row's maximum, sum and exponentials are brought up to date, and the
+values are added to the row's output, which is scaled down where the maximum has grown (online softmax: Milakov and
+Gimelshein 2018, arXiv:1805.02867; tiles: Dao et al. 2022, arXiv:2205.14135).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from irx.backends.tvm import vector_math
+from irx.backends.tvm.arguments import whole
+from irx.backends.tvm.templates.attention_form import BLOCK, ELEMENT, KEYS, LOG2_E, LOWEST, VALUES, Form
+from irx.backends.tvm.writer import Writer, at, constant, splat
+
+
+@dataclass(frozen=True)
+class Places:
+    """Texts of indices, in elements, and of numbers. Buffers have fixed names: q, k, v, s (scores), o, m, l, p (pairs).
+
+    `q`, `s`, `o`, `m`, `l` (and `p`) are where row 0 of the tile's rows is, `k` the first block and `v` the first value
+    of the state's head; `scales` the head's first per-token scale. `first` is the first key of the tile, `end` behind
+    its last; `count` the number of rows.
+    """
+
+    q: str
+    k: str
+    v: str
+    s: str
+    o: str
+    m: str
+    l: str
+    p: str
+    scales: str
+    first: str
+    end: str
+    count: str
+
+
+@dataclass(frozen=True)
+class RowTexts:
+    """What is known of row `r`, as functions of its text, set by the kernel around the tile.
+
+    `low` and `high`: the keys it may see are [low, high), int32. `head`: its query head. `bias`: where its row of the
+    prepared bias begins. `position`: of its token.
+    """
+
+    low: str
+    high: str
+    head: str
+    bias: str
+    position: str
+
+
+def scores(w: Writer, f: Form, a: Places) -> None:
+    """s[row, key] = q k, for all rows and the 64 keys, padded to whole chunks of rows."""
+    chunks = f"({a.count} + {f.rows - 1}) // {f.rows}"
+    with w.block(f"for chunk in T.serial({chunks}):"):
+        row = whole(w, f"{a.q} + chunk * {f.rows * f.q_width}")
+        out = whole(w, f"{a.s} + chunk * {f.rows * KEYS}")
+        for part in range(0, KEYS // BLOCK, f.blocks):
+            _scores(w, f, a, row, out, part)
+
+
+def _scores(w: Writer, f: Form, a: Places, row: str, out: str, part: int) -> None:
+    integer = f.dot == "vnni"
+    planes = 2 if integer else 1
+    zero, dtype = ("T.broadcast(T.int32(0), 16)", "int32") if integer else (constant(0.0), "float32")
+    sums = {
+        (i, j, plane): w.register(zero, dtype=dtype)
+        for i in range(f.rows)
+        for j in range(f.blocks)
+        for plane in range(planes)
+    }
+    with w.block(f"for d in T.serial({f.steps}):"):
+        for j in range(f.blocks):
+            block = f"({a.first} // {BLOCK} + {part + j})"
+            index = f"{a.k} + ({block} * {f.steps} + d) * {BLOCK}"
+            keys = w.register(at("k", index), dtype=ELEMENT[f.storage])
+            for i in range(f.rows):
+                for plane in range(planes):
+                    _multiply(w, f, sums[i, j, plane], keys, f"{row} + {i * f.q_width}", plane)
+    for i in range(f.rows):
+        for j in range(f.blocks):
+            value = sums[i, j, 0]
+            if integer:
+                end = f"{row} + {i * f.q_width + 2 * f.steps}"
+                exact = f"{value} * T.broadcast(T.int32(128), 16) + {sums[i, j, 1]} - {splat(f'q[{end}]')}"
+                scale = f'T.reinterpret("float32", q[{end} + 1])'
+                value = f'T.cast({exact}, "float32x16") * {splat(scale)}'
+            w(f"{at('s', f'{out} + {i * KEYS + (part + j) * BLOCK}')} = {value}")
+
+
+def _multiply(w: Writer, f: Form, total: str, keys: str, row: str, plane: int) -> None:
+    """total += one step of keys times one row of queries."""
+    if f.dot == "dpbf16":
+        q = splat(f"q[{row} + d]")
+        w(f'{total} = T.call_pure_extern("float32x16", "irx_dot_pairs", {total}, {keys}, {q})')
+        return
+    if f.dot == "vnni":
+        q = splat(f"q[{row} + {plane * f.steps} + d]")
+        quads = f'T.reinterpret("int8x64", {keys}), T.reinterpret("int8x64", {q})'
+        w(f'{total} = T.call_llvm_pure_intrin("int32x16", "llvm.x86.avx512.vpdpbusd.512", {total}, {quads})')
+        return
+    for number, part in enumerate(unpacked(keys, f.storage)):
+        width = f.channels // f.steps
+        w(f"{total} = {total} + {splat(f'q[{row} + d * {width} + {number}]')} * {part}")
+
+
+def unpacked(word: str, storage: str) -> list[str]:
+    """The float32 lanes that are in lanes of a stored word: one, a pair of bf16, or a quad of bytes less 128."""
+    if storage == "f32":
+        return [word]
+    if storage == "bf16":
+        high = f"T.bitwise_and({word}, T.broadcast(T.int32(-65536), 16))"
+        low = f"T.shift_left({word}, T.broadcast(T.int32(16), 16))"
+        return [f'T.reinterpret("float32x16", {bits})' for bits in (low, high)]
+    quads = []
+    for number in range(4):
+        shifted = f"T.shift_right({word}, T.broadcast(T.int32({8 * number}), 16))" if number else word
+        byte = f"T.bitwise_and({shifted}, T.broadcast(T.int32(255), 16)) - T.broadcast(T.int32(128), 16)"
+        quads.append(f'T.cast({byte}, "float32x16")')
+    return quads
+
+
+def softmax(w: Writer, f: Form, a: Places, row: RowTexts, unmasked: str) -> None:
+    """Bring row `r`'s maximum and sum up to date and turn its scores into weights. `unmasked`: all keys are seen."""
+    base = whole(w, f"{a.s} + r * {KEYS}")
+    values = [w.register(at("s", f"{base} + {j * BLOCK}")) for j in range(KEYS // BLOCK)]
+    for j, value in enumerate(values):
+        _finish_score(w, f, a, row, value, j)
+    with w.block(f"if not ({unmasked}):"):
+        low, high = (w.register(text, dtype="int32", lanes=1) for text in (row.low, row.high))
+        for j, value in enumerate(values):
+            key = f'T.ramp(T.cast({a.first}, "int32") + {j * BLOCK}, 1, 16)'
+            seen = f"T.bitwise_and({key} >= {splat(low)}, {key} < {splat(high)})"
+            w(f"{value} = T.Select({seen}, {value}, {constant(float('-inf'))})")
+    pairs = [f"T.max({values[i]}, {values[i + 1]})" for i in range(0, len(values), 2)]
+    highest = w.register(_reduced("fmax", f"T.max({', '.join(pairs)})"), lanes=1)
+    before = w.register(f"m[{a.m} + r]", lanes=1)
+    now = w.register(f"T.max({before}, {highest})", lanes=1)
+    with w.block(f"if {highest} > {before}:"):
+        w(f"m[{a.m} + r] = {now}")
+        shrink = vector_math.exp2(w, splat(f"({before} - {now})"))
+        total = at("l", f"{a.l} + r * {BLOCK}")
+        w(f"{total} = {total} * {shrink}")
+        for v in range(f.v_width // 16):
+            out = at("o", f"{a.o} + r * {f.v_width} + {v * 16}")
+            w(f"{out} = {out} * {shrink}")
+    weights = [vector_math.exp2(w, w.register(f"{value} - {splat(now)}")) for value in values]
+    w(f"{at('l', f'{a.l} + r * {BLOCK}')} = {' + '.join([at('l', f'{a.l} + r * {BLOCK}'), *weights])}")
+    for j, weight in enumerate(weights):
+        _store_weight(w, f, a, weight, base, j)
+
+
+def _finish_score(w: Writer, f: Form, a: Places, row: RowTexts, value: str, j: int) -> None:
+    """From the product to the exponent of 2: scale, cap, biases."""
+    key = f"{a.first} + {j * BLOCK}"
+    if f.dot == "dpbf16":
+        w(f"{value} = {value} * {constant(f.score_scale)}")
+    if f.storage == "i8":
+        w(f"{value} = {value} * {at('k_scale', f'{a.scales} + {key}')}")
+    if f.softcap is not None:
+        capped = vector_math.tanh(w, w.register(f"{value} * {constant(1 / f.softcap)}"))
+        w(f"{value} = {capped} * {constant(f.softcap * LOG2_E)}")
+    if f.table:
+        _add_table(w, f, row, value, key)
+    if f.biased:
+        w(f"{value} = {value} + {at('bias', f'{row.bias} + {key}')}")
+
+
+def _add_table(w: Writer, f: Form, row: RowTexts, value: str, key: str) -> None:
+    """table[head, clamp(position - key, 0, length - 1)]."""
+    found = w.local(BLOCK)
+    with w.block(f"for lane in T.serial({BLOCK}):"):
+        distance = f"T.max(T.min({row.position} - ({key} + lane), {f.table - 1}), 0)"
+        w(f"{found}[lane] = table[{row.head} * {f.table} + {distance}]")
+    w(f"{value} = {value} + {at(found, '0')} * {constant(LOG2_E)}")
+
+
+def _store_weight(w: Writer, f: Form, a: Places, weight: str, base: str, j: int) -> None:
+    if f.dot == "dpbf16":
+        pairs = f'T.call_pure_extern("int32x8", "irx_to_pairs", {weight})'
+        w(f"{at('p', f'{a.p} + r * {KEYS // 2} + {j * 8}', 8)} = {pairs}")
+        return
+    scaled = weight
+    if f.storage == "i8":
+        scaled = f"{weight} * {at('v_scale', f'{a.scales} + {a.first} + {j * BLOCK}')}"
+    w(f"{at('s', f'{base} + {j * BLOCK}')} = {scaled}")
+
+
+def values(w: Writer, f: Form, a: Places) -> None:
+    """o[row] += weights times values, for the keys before `end`."""
+    with w.block(f"for chunk in T.serial(({a.count} + {f.rows - 1}) // {f.rows}):"):
+        for first, count in f.spread:
+            _values(w, f, a, first, count)
+
+
+def _values(w: Writer, f: Form, a: Places, first: int, count: int) -> None:
+    pairs = f.storage == "bf16"
+    sums = {}
+    for i in range(f.rows):
+        for v in range(count):
+            place = at("o", f"{a.o} + (chunk * {f.rows} + {i}) * {f.v_width} + {(first + v) * 16}")
+            sums[i, v] = (place, w.register(place))
+    used = whole(w, f"T.min({a.end} - {a.first}, {KEYS})")
+    stride = KEYS // 2 if pairs else KEYS
+    with w.block(f"for t in T.serial({f'({used} + 1) // 2' if pairs else used}):"):
+        line = whole(w, f"{a.v} + ({a.first}{' // 2' if pairs else ''} + t) * {f.v_width}")
+        found = [w.register(at("v", f"{line} + {(first + v) * 16}"), dtype=VALUES[f.storage]) for v in range(count)]
+        for i in range(f.rows):
+            row = f"(chunk * {f.rows} + {i})"
+            for v in range(count):
+                total = sums[i, v][1]
+                if f.dot == "dpbf16":
+                    p = splat(f"p[{a.p} + {row} * {stride} + t]")
+                    w(f'{total} = T.call_pure_extern("float32x16", "irx_dot_pairs", {total}, {found[v]}, {p})')
+                    continue
+                lanes = [f'T.cast({found[v]}, "float32x16")'] if f.storage == "i8" else unpacked(found[v], f.storage)
+                for number, part in enumerate(lanes):
+                    key = f"t * 2 + {number}" if pairs else "t"
+                    w(f"{total} = {total} + {splat(f's[{a.s} + {row} * {KEYS} + {key}]')} * {part}")
+    for place, total in sums.values():
+        w(f"{place} = {total}")
+
+
+def begin(w: Writer, f: Form, a: Places) -> None:
+    """Nothing seen yet: for all rows."""
+    with w.block(f"for r in T.serial({a.count}):"):
+        w(f"m[{a.m} + r] = T.float32({LOWEST})")
+        w(f"{at('l', f'{a.l} + r * {BLOCK}')} = {constant(0.0)}")
+        for v in range(f.v_width // 16):
+            w(f"{at('o', f'{a.o} + r * {f.v_width} + {v * 16}')} = {constant(0.0)}")
+
+
+def _reduced(how: str, value: str) -> str:
+    return f'T.call_llvm_pure_intrin("float32", "llvm.vector.reduce.{how}", {value})'
