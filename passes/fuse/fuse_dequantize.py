@@ -14,16 +14,18 @@ After:
     %y = irx.fusion(%h, $embed) {body=@linear.0} : f32[B, S, 49152]
 
 where the body of `@linear.0` is `linear(%p0, dequantize(%p1))`. A kernel unpacks in registers what it reads, so two
-readers cost nothing, and the floats are never in memory. Products, lookups and experts can do that; others are near
-misses.
+readers cost nothing, and the floats are never in memory. A weight stored in a narrower float and cast to a wider
+one is read in the same way. Products, lookups and experts can do that; others are near misses.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from irx.ir.graph import Graph, Node
+from irx.analysis.precision import holds
+from irx.ir.graph import Graph, Node, Weight
 from irx.ir.program import Program
+from irx.ir.types import is_float
 from irx.passes.fuse.bookkeeping import Grouping
 from irx.pipeline.base import Context, Effect, Pass, Report, Stage
 from irx.rewrite.cleanup import erase_unused
@@ -42,8 +44,8 @@ class FuseDequantize(Pass):
     def run(self, program: Program, ctx: Context) -> Report:
         grouping = Grouping(program, self.name, ctx.fuel)
         for graph in program.graphs.values():
-            readers = [node for node in graph.nodes if node.op.name == "dequantize"]
-            for reader in dict.fromkeys(user for node in readers for user in graph.users(node.output)):
+            unpacking = [node for node in graph.nodes if _unpacks(node)]
+            for reader in dict.fromkeys(user for node in unpacking for user in graph.users(node.output)):
                 _fuse(graph, reader, grouping)
             _report(graph, grouping)
         return grouping.report
@@ -53,7 +55,7 @@ def _fuse(graph: Graph, reader: Node, grouping: Grouping) -> None:
     """One region of the reader and a copy of what unpacks each of its weights."""
     weights = [reader.operand(name) for name in _READERS.get(reader.op.name, ())]
     shared = [v.producer for v in weights if v is not None and v.producer is not None]
-    unpacking = [node for node in dict.fromkeys(shared) if node.op.name == "dequantize"]
+    unpacking = [node for node in dict.fromkeys(shared) if _unpacks(node)]
     if not unpacking:
         return
     own = [graph.add_copy(node, {}, before=reader) for node in unpacking]
@@ -62,6 +64,14 @@ def _fuse(graph: Graph, reader: Node, grouping: Grouping) -> None:
     if grouping.group(graph, {reader, *own}) is None:
         graph.set_inputs(reader, before)
     erase_unused(graph, [*own, *unpacking])
+
+
+def _unpacks(node: Node) -> bool:
+    """A packed weight is unpacked, or one that is stored in a narrower float is widened."""
+    if node.op.name == "dequantize":
+        return True
+    source = node.inputs[0] if node.op.name == "cast" else None
+    return isinstance(source, Weight) and is_float(source.dtype) and holds(node.output.dtype, source.dtype)
 
 
 def _report(graph: Graph, grouping: Grouping) -> None:
