@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from irx.backends.tvm.lowered import Data, PackedPart
 from irx.backends.tvm.steps import Step, Steps
 from irx.ir.dims import symbol
 from irx.ir.graph import Graph, Literal, Value, Weight
+from irx.ir.opdef import Array
 from irx.ir.regions import expanded
 from irx.ir.sizes import used_sizes
 from irx.ir.types import TensorType
@@ -117,7 +119,16 @@ def packed_weights(layout: Layout, names: tuple[str, ...], store: WeightStore) -
 
 def _pack(layout: Layout, names: tuple[str, ...], store: WeightStore) -> tuple[Tensor, ...]:
     arrays = layout.pack([_array(store.borrow(name)) for name in names])
-    return tuple(_aligned(from_numpy(arrays[part])) for part in layout.parts)
+    return tuple(_aligned(from_numpy(_signed(np.asarray(arrays[part])))) for part in layout.parts)
+
+
+def _signed(array: Array) -> Array:
+    """Bits of 16-bit floats under a dtype that tensors have; `_bits` is the way back."""
+    return array.view(np.int16) if array.dtype == np.uint16 else array
+
+
+def _bits(array: Array) -> Array:
+    return array.view(np.uint16) if array.dtype == np.int16 else array
 
 
 def _array(stored: Stored) -> object:
@@ -125,7 +136,7 @@ def _array(stored: Stored) -> object:
 
 
 def _unpacked(layout: Layout, parts: dict[str, Tensor], index: int) -> Tensor:
-    arrays = layout.unpack({part: to_numpy(tensor) for part, tensor in parts.items()})
+    arrays = layout.unpack({part: _bits(to_numpy(tensor)) for part, tensor in parts.items()})
     return from_numpy(arrays[index])
 
 
