@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 LANES = 16
+STACK = 1024  # bytes from which TVM would ask its runtime for memory, and there is none
 STORAGE = {
     "f32": "float32",
     "bf16": "uint16",
@@ -77,7 +78,9 @@ class Writer:
         return name
 
     def local(self, size: int, dtype: str = "float32") -> str:
-        """A small buffer of the thread's own, on the stack."""
+        """A small buffer of the thread's own, on the stack: of less than STACK bytes."""
+        if size * int("".join(filter(str.isdigit, dtype))) // 8 >= STACK:
+            raise ValueError(f"a local buffer of {size} {dtype} elements is too large for the stack")
         name = self.fresh("b")
         self(f'{name} = T.alloc_buffer(({size},), "{dtype}")')
         return name

@@ -20,7 +20,7 @@ from irx.backends.tvm.templates.linear_operands import (
 )
 from irx.backends.tvm.templates.matvec_input import emit_row_input, emit_views
 from irx.backends.tvm.templates.matvec_instructions import PAIRS, PREFETCH
-from irx.backends.tvm.templates.matvec_product import Unit, emit_product
+from irx.backends.tvm.templates.matvec_product import Unit, emit_product, totals_bytes
 from irx.backends.tvm.templates.matvec_shape import Shape, balanced_vectors, layouts_of
 from irx.backends.tvm.writer import LANES, Writer
 
@@ -37,6 +37,8 @@ def matvec_calls(region: LinearRegion, most: int, choices: Choices) -> tuple[Cal
     if not shape.is_direct:
         size = region.rows * shape.row_places["end"]
         bindings["scratch"] = Temporary(SCRATCH, size, per_thread=most <= PREPARED_ALONE)
+    if totals_bytes(shape):
+        bindings["totals"] = Temporary("totals", totals_bytes(shape), per_thread=True)
     if shape.is_direct or most <= PREPARED_ALONE:
         return (call(matvec_kernel(shape, prepares=not shape.is_direct), bindings),)
     return call(prepare_kernel(shape), bindings), call(matvec_kernel(shape, prepares=False), bindings)
@@ -86,8 +88,9 @@ def matvec_kernel(shape: Shape, prepares: bool) -> Kernel:
             _unit(w, shape, origin)
     inputs = input_parameters(shape.region) if prepares or shape.is_direct else ()
     scratch = () if shape.is_direct else (Pointer("scratch", "uint8"),)
+    totals = (Pointer("totals", "float32"),) if totals_bytes(shape) else ()
     products = product_parameters(shape.region, shape.layouts)
-    parameters = (Size("rows"), *inputs, *scratch, *products, *epilogue_parameters(shape.region))
+    parameters = (Size("rows"), *inputs, *scratch, *totals, *products, *epilogue_parameters(shape.region))
     llvm = (PREFETCH if shape.prefetch else "") + (PAIRS if shape.way == "pairs" else "")
     return Kernel("matvec", parameters, w.text(), llvm, note=_title(shape))
 

@@ -1,6 +1,6 @@
 """The sums of one unit of work: a few rows of prepared x times 16, 32 or 64 output columns, kept in registers.
 
-Every function leaves float32 totals in a local buffer: row m, vector v at `(m * vectors + v) * 16`.
+Every function leaves float32 totals in a buffer of the thread: row m, vector v at `(m * vectors + v) * 16`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from irx.backends.tvm.layouts.reading import half
 from irx.backends.tvm.layouts.tiles import Tiles
 from irx.backends.tvm.templates.matvec_instructions import dot_bytes, dot_pairs, prefetch
 from irx.backends.tvm.templates.matvec_shape import Shape
-from irx.backends.tvm.writer import LANES, Writer, at, constant, splat
+from irx.backends.tvm.writer import LANES, STACK, Writer, at, constant, splat
 
 REGISTERS = 16
 """Vector registers that the innermost loop may use for sums; the rest hold weights and scales."""
@@ -48,12 +48,28 @@ def emit_product(w: Writer, shape: Shape, unit: Unit) -> str:
     return product.totals
 
 
+def totals_bytes(shape: Shape) -> int:
+    """Bytes of a thread's totals where they are too many for the stack, else 0."""
+    size = 4 * shape.most * shape.vectors * LANES
+    return size * len(shape.layouts) if size >= STACK else 0
+
+
 class _Product:
     def __init__(self, w: Writer, shape: Shape, unit: Unit) -> None:
         self.w, self.shape, self.unit = w, shape, unit
         self.layout: Tiles = shape.layouts[unit.product]
         self.vectors, self.most = shape.vectors, shape.most
-        self.totals = w.local(self.most * self.vectors * LANES)
+        self.totals = self._room()
+
+    def _room(self) -> str:
+        """The thread's own totals of this product: on the stack where they are few, else a part of `totals`."""
+        size = self.most * self.vectors * LANES
+        if not totals_bytes(self.shape):
+            return self.w.local(size)
+        name = self.w.fresh("b")
+        place = f"(tid * {len(self.shape.layouts)} + {self.unit.product}) * {size}"
+        self.w(f'{name} = T.decl_buffer(({size},), "float32", data=totals.data, elem_offset={place})')
+        return name
 
     def buffer(self, part: str) -> str:
         return f"w{self.unit.product}_{part}"
