@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from irx.backends.tvm.lowered import Rule
+from irx.backends.tvm.rules import attention, linear
 
-RULES: tuple[Rule, ...] = ()
+RULES: tuple[Rule, ...] = (linear.rule, attention.rule)
