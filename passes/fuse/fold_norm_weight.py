@@ -72,7 +72,7 @@ def _unfit(graph: Graph, node: Node, products: list[Projection]) -> str | None:
         return f"the folded weight rounded to {node.output.dtype} is not within the tolerance"
     packed = next((product.weight for product in products if product.unpacking is not None), None)
     if packed is not None:
-        return f"${packed.name} is packed as {packed.dtype}"
+        return f"${packed.name} is stored as {packed.dtype}"
     variable = any(not isinstance(v, Weight) for v in node.inputs[1:] if v is not None)
     return "the norm's weight is computed" if variable else None
 

@@ -10,8 +10,8 @@ After:
     %y = irx.fusion(%x, $w, $b) {body=@linear-gelu.0} : f32[B, S, 3072]
 
 The result must be read by nothing else and keep its shape. Other operands may be numbers, vectors along the columns, or
-of the result's own shape; the sum with such a one is left to `fuse-residual`. A kernel applies all this to a tile of
-the result while it is in registers.
+of the result's own shape; the sum with such a one is left to `fuse-residual`, and casts there and back to `fuse-norm`.
+A kernel applies all this to a tile of the result while it is in registers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from irx.ir.dims import Dim
 from irx.ir.graph import Graph, Node, Value
 from irx.ir.program import Program
 from irx.passes.fuse.bookkeeping import Grouping
-from irx.passes.fuse.nodes import is_last, kind, only_reader, operands
+from irx.passes.fuse.nodes import is_last, kind, only_reader, operands, reads_rows
 from irx.pipeline.base import Context, Effect, Pass, Report, Stage
 
 
@@ -45,7 +45,7 @@ class FuseEpilogue(Pass):
 def fuse(graph: Graph, node: Node, grouping: Grouping, *, residual: bool) -> None:
     """Let an elementwise node join the region of the product that it reads, if it reads one."""
     product = _product(graph, node)
-    if product is None or is_residual(node) != residual:
+    if product is None or _rounds_rows(graph, node) or is_residual(node) != residual:
         return
     problem = _unfit(graph, node, product)
     if problem is not None:
@@ -53,6 +53,21 @@ def fuse(graph: Graph, node: Node, grouping: Grouping, *, residual: bool) -> Non
             grouping.miss(graph, node, problem)
     elif product.producer is not None:
         grouping.group(graph, {product.producer, node})
+
+
+def _rounds_rows(graph: Graph, node: Node) -> bool:
+    """True for a cast there and back that only says how the next products read their rows."""
+    source = operands(node)
+    return node.op.name == "cast" and bool(source) and _feeds_products(graph, node.output, source[0].dtype)
+
+
+def _feeds_products(graph: Graph, value: Value, dtype: str) -> bool:
+    readers = graph.users(value)
+    return bool(readers) and not graph.is_output(value) and all(
+        _feeds_products(graph, reader.output, dtype) if reader.op.name == "cast"
+        else value.dtype == dtype and reads_rows(reader, value)
+        for reader in readers
+    )  # fmt: skip
 
 
 def is_residual(node: Node) -> bool:
