@@ -1,0 +1,132 @@
+"""The innermost loops: a block of rows times a unit of columns, summed in registers, left in the thread's `totals`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from irx.backends.tvm.templates.gemm_instructions import dot
+from irx.backends.tvm.templates.gemm_shape import Shape
+from irx.backends.tvm.writer import LANES, Writer, at, constant, splat
+
+
+def emit_product(w: Writer, shape: Shape, product: int, tile: str, offset: str, first: str) -> None:
+    """The sums of rows `first` and following."""
+    block = _Block(w, shape, product, tile, offset, first)
+    sums = block.grouped() if shape.group else block.plain()
+    base = f"(tid * {len(shape.layouts)} + {product}) * {shape.block * shape.columns}"
+    for m in range(shape.block):
+        for v in range(shape.vectors):
+            w(f"{at('totals', f'{base} + {(m * shape.vectors + v) * LANES}')} = {sums[m][v]}")
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """Where words of weights are: word d of vector v at `start + d * stride + 16 v` of a buffer."""
+
+    buffer: str
+    dtype: str
+    start: str
+    stride: int
+
+
+class _Block:
+    def __init__(self, w: Writer, shape: Shape, product: int, tile: str, offset: str, first: str) -> None:
+        self.w, self.shape, self.product, self.first = w, shape, product, first
+        self.weights = self._weights(tile, offset)
+        self.x = w.let(f"{first} * {shape.stride}", "x")
+        self.sums = [self._registers(constant(0.0), "float32") for _ in range(shape.block)]
+
+    def _weights(self, tile: str, offset: str) -> _Weights:
+        shape, w, i = self.shape, self.w, self.product
+        dtype = "float32" if shape.way == "floats" else "int32"
+        if shape.is_prepared(i):
+            return _Weights(f"t{i}", dtype, w.let(f"tid * {shape.tile_words}"), shape.columns)
+        layout = shape.layouts[i]
+        depth = layout.parts["data"].shape[1]
+        return _Weights(f"w{i}_data", dtype, w.let(f"{tile} * {depth * layout.tile} + {offset}"), layout.tile)
+
+    def _registers(self, value: str, dtype: str) -> list[str]:
+        return [self.w.register(value, dtype=dtype) for _ in range(self.shape.vectors)]
+
+    def plain(self) -> list[list[str]]:
+        """Without groups: one sum over all words."""
+        self._words(self.sums, "0", self.shape.words)
+        return self.sums
+
+    def _words(self, sums: list[list[str]], first: str, count: int) -> None:
+        """Add the products of `count` words from word `first` on."""
+        unroll = self.shape.unroll
+        if count // unroll > 1:
+            with self.w.block(f"for step in T.serial({count // unroll}):"):
+                for j in range(unroll):
+                    self._word(sums, f"{first} + step * {unroll} + {j}")
+        else:
+            unroll = count + 1
+        for j in range(count - count % unroll, count):
+            self._word(sums, f"{first} + {j}")
+
+    def _word(self, sums: list[list[str]], word: str) -> None:
+        weights = [
+            self.w.register(
+                at(self.weights.buffer, f"{self.weights.start} + ({word}) * {self.weights.stride} + {v * LANES}"),
+                dtype=self.weights.dtype,
+            )
+            for v in range(self.shape.vectors)
+        ]
+        for m, row in enumerate(sums):
+            x = splat(f"words[{self.x} + {m * self.shape.stride} + {word}]")
+            for total, weight in zip(row, weights, strict=True):
+                self.w(f"{total} = {dot(self.shape.way, total, weight, x)}")
+
+    def grouped(self) -> list[list[str]]:
+        """Sums of codes in groups, each times its scales."""
+        shape, w = self.shape, self.w
+        words = shape.words * shape.group // shape.region.k
+        with w.block(f"for g in T.serial({shape.region.k // shape.group}):"):
+            is_float = shape.way == "halves"
+            codes = [self._registers(self._origin(m), "float32" if is_float else "int32") for m in range(shape.block)]
+            self._words(codes, f"g * {words}", words)
+            scales, minima = self._scales("s"), self._scales("m") if self._has_minimum else []
+            for m, row in enumerate(codes):
+                self._scaled(m, row, scales, minima)
+        return self.sums
+
+    @property
+    def _has_minimum(self) -> bool:
+        coding = self.shape.layouts[self.product].coding
+        return coding is not None and coding.has_minimum
+
+    def _origin(self, m: int) -> str:
+        """What a sum of codes starts from: with codes that are not centred, their zero times the codes of x."""
+        if self.shape.way == "halves":
+            return constant(0.0)
+        coding = self.shape.layouts[self.product].coding
+        assert coding is not None
+        if self.shape.way == "words" or not coding.zero:
+            return splat("T.int32(0)")
+        groups = self.shape.region.k // self.shape.group
+        return splat(f"codes[({self.first} + {m}) * {groups} + g] * T.int32({-coding.zero})")
+
+    def _scales(self, name: str) -> list[str]:
+        shape = self.shape
+        coding = shape.layouts[self.product].coding
+        assert coding is not None
+        group = "g" if coding.group == shape.group else f"g // {coding.group // shape.group}"
+        base = f"tid * {shape.groups(self.product) * shape.columns} + {group} * {shape.columns}"
+        places = [f"{base} + {v * LANES}" for v in range(shape.vectors)]
+        return [self.w.register(at(f"{name}{self.product}", place)) for place in places]
+
+    def _scaled(self, m: int, codes: list[str], scales: list[str], minima: list[str]) -> None:
+        shape = self.shape
+        row, groups = f"({self.first} + {m})", shape.region.k // shape.group
+        x_scale = ""
+        if shape.has_scales:
+            ratio = shape.x_group // shape.group
+            group = "g" if ratio == 1 else f"g // {ratio}"
+            x_scale = splat(f"scales[{row} * {shape.region.k // shape.x_group} + {group}]")
+        for v, total in enumerate(self.sums[m]):
+            value = codes[v] if shape.way == "halves" else f'T.cast({codes[v]}, "float32x16")'
+            factor = f"({scales[v]} * {x_scale})" if x_scale else scales[v]
+            self.w(f"{total} = {total} + {value} * {factor}")
+            if minima:
+                self.w(f"{total} = {total} + {minima[v]} * {splat(f'sums[{row} * {groups} + g]')}")

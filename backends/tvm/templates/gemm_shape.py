@@ -1,0 +1,170 @@
+"""What a matrix-matrix kernel is made for: the region, its layouts, how x meets the weights, and the register tile.
+
+Five ways, by weight format, precision of x and instruction set:
+
+    floats   x as float32; weights that are not float32 are widened once for each tile: any format, any processor
+    pairs    bfloat16 x and weights, two columns an instruction (AVX512-BF16)
+    halves   packed weights as bfloat16 codes, which are exact, bfloat16 x (AVX512-BF16)
+    words    packed weights as 16-bit codes, x as 16-bit codes with a scale for each group (VNNI)
+    bytes    packed weights as 8-bit codes, x as 8-bit codes with a scale for each group: a8 (VNNI)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from irx.backends.tvm.layouts.coding import Coding
+from irx.backends.tvm.layouts.tiles import Tiles
+from irx.backends.tvm.linear_region import LinearRegion
+from irx.backends.tvm.lowered import Choices
+from irx.backends.tvm.writer import LANES
+from irx.target import Device
+
+MOST_IN_BLOCK = 16
+"""Most rows in a register tile. A kernel needs at least as many rows as its register tile has."""
+LARGEST_GROUP = 64
+"""Most elements of x that share a 16-bit scale: an outlier costs its neighbours precision."""
+STRIPE_BYTES = 512 << 10
+"""How much of x is met by one tile after the other before the next rows follow: half of a usual second-level cache."""
+PAGE = 4096
+WORD = {"floats": 1, "pairs": 2, "halves": 2, "words": 2, "bytes": 4}
+"""Elements of x in 32 bits."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One kernel: register tiles of `block` rows and `vectors` of 16 columns; `unroll` words of x in a loop's body."""
+
+    region: LinearRegion
+    layouts: tuple[Tiles, ...]
+    device: Device
+    block: int
+    vectors: int
+    unroll: int
+    stripe: int
+    """Blocks of rows that meet one tile before the next tile's turn."""
+
+    @property
+    def way(self) -> str:
+        """How x meets the weights."""
+        return way(self.region, self.layouts, self.device)
+
+    @property
+    def columns(self) -> int:
+        """Output columns of a register tile."""
+        return self.vectors * LANES
+
+    @property
+    def units(self) -> int:
+        """How many times that many columns there are."""
+        return -(-self.region.n // self.columns)
+
+    @property
+    def codings(self) -> tuple[Coding, ...]:
+        """The codings of the packed weights."""
+        return tuple(layout.coding for layout in self.layouts if layout.coding is not None)
+
+    @property
+    def words(self) -> int:
+        """Words of 32 bits in a row of x."""
+        return -(-self.region.k // WORD[self.way])
+
+    @property
+    def stride(self) -> int:
+        """Words from one row of x to the next; in a copy never whole pages, whose rows would share cache sets."""
+        if self.is_direct:
+            return self.words
+        whole = -(-self.words // LANES) * LANES
+        return whole + LANES if whole * 4 % (PAGE // 2) == 0 else whole
+
+    @property
+    def group(self) -> int:
+        """Elements that are summed before scales are applied; 0 where there are none to apply."""
+        if self.way in ("floats", "pairs"):
+            return 0
+        smallest = min(coding.group for coding in self.codings)
+        return smallest if self.way == "halves" else min(smallest, self.x_group)
+
+    @property
+    def x_group(self) -> int:
+        """Elements of x that share a scale; 0 where x has none."""
+        if self.region.activations == "a8":
+            return self.region.group
+        return min(*(coding.group for coding in self.codings), LARGEST_GROUP) if self.way == "words" else 0
+
+    @property
+    def has_scales(self) -> bool:
+        """True where x is codes with scales."""
+        return self.way in ("words", "bytes")
+
+    @property
+    def has_code_sums(self) -> bool:
+        """True where the kernel needs the sums of the codes of x, because those of the weights are not centred."""
+        return self.way == "bytes" and any(coding.zero for coding in self.codings)
+
+    @property
+    def has_sums(self) -> bool:
+        """True where the kernel needs the sums of x in every group, for the minima of the weights."""
+        return bool(self.group) and any(coding.has_minimum for coding in self.codings)
+
+    @property
+    def is_direct(self) -> bool:
+        """True where the kernel reads x as it lies in memory."""
+        r = self.region
+        if r.norm is not None or self.way not in ("floats", "pairs", "halves") or self.has_sums:
+            return False
+        if self.way == "floats":
+            return r.x.dtype == "f32" and r.activations == "f32" and r.k * 4 % PAGE != 0
+        return r.x.dtype == "bf16" and r.k % 2 == 0
+
+    def is_prepared(self, product: int) -> bool:
+        """True where each thread converts a tile of the weights before it multiplies."""
+        return self.layouts[product].format != {"floats": "f32", "pairs": "bf16"}.get(self.way)
+
+    @property
+    def tile_words(self) -> int:
+        """Words in a converted tile of one unit."""
+        return self.words * self.columns
+
+    def groups(self, product: int) -> int:
+        """Groups of scales in a row of a packed weight."""
+        coding = self.layouts[product].coding
+        return self.region.k // coding.group if coding is not None else 0
+
+
+def way(region: LinearRegion, layouts: tuple[Tiles, ...], device: Device) -> str:
+    """`floats`, `pairs`, `halves`, `words` or `bytes`."""
+    has = device.features.issuperset
+    bf16 = region.activations == "bf16" and has(("avx512_bf16", "avx512bw"))
+    if all(layout.format == "bf16" for layout in layouts):
+        return "pairs" if bf16 else "floats"
+    if any(layout.coding is None for layout in layouts):
+        return "floats"
+    if bf16:
+        return "halves"
+    if not has(("avx512_vnni", "avx512bw")):
+        return "floats"
+    if region.activations != "a8":
+        return "words"
+    return "bytes" if _fits(region.group, layouts) else "floats"
+
+
+def _fits(group: int, layouts: tuple[Tiles, ...]) -> bool:
+    """True where groups of x and of the weights are nested."""
+    sizes = [layout.coding.group for layout in layouts if layout.coding is not None]
+    return group % LANES == 0 and group <= 256 and all(max(group, g) % min(group, g) == 0 for g in sizes)
+
+
+def shape_for(region: LinearRegion, layouts: tuple[Tiles, ...], choices: Choices) -> Shape:
+    """The kernel's shape: knobs from the schedule, else what suits the registers."""
+    layout = layouts[0]
+    wide = "avx512f" in choices.device.features
+    vectors = min(layout.tile // LANES, 4 if wide else 1)
+    block = {4: 6, 2: 12, 1: 14 if wide else 6}[vectors]
+    stripe = max(1, STRIPE_BYTES // (block * region.k * 4))
+    defaults: dict[str, int | str] = {"block": block, "vectors": vectors, "unroll": 4, "stripe": stripe}
+    bucket = f"{layout.format}/{region.activations} {region.n}x{region.k}"
+    knobs: Mapping[str, int | str] = choices.schedule("gemm", bucket, defaults)
+    block, vectors, unroll, stripe = (int(knobs[name]) for name in ("block", "vectors", "unroll", "stripe"))
+    return Shape(region, layouts, choices.device, min(block, MOST_IN_BLOCK), vectors, unroll, stripe)
