@@ -37,6 +37,7 @@ class Segment:
     def __init__(self) -> None:
         self.entries: list[Entry] = []
         self.steps: list[Step] = []
+        self.kernels: list[str] = []
         self.late: list[tuple[int, int, Late]] = []
         self._states: list[KVState] = []
         self._capacities: list[int] = []
@@ -138,8 +139,8 @@ class Bound:
             start = time.perf_counter()
             stamps = part.table.stamped(self.threads)
             cycles = np.diff(stamps) * ((time.perf_counter() - start) / max(1, int(stamps[-1] - stamps[0])))
-            names = zip(part.steps, cycles.tolist(), strict=True)
-            times += [Timed(step.site.name, step.site.place, seconds) for step, seconds in names]
+            calls = zip(part.steps, part.kernels, cycles.tolist(), strict=True)
+            times += [Timed(step.site.name, step.site.place, seconds, kernel) for step, kernel, seconds in calls]
         return times
 
     def _ready(self, inputs: Sequence[Any]) -> tuple[list[Any], list[Any]]:
@@ -254,6 +255,7 @@ def _add_calls(bound: Bound, segment: Segment, step: Step, case: Case, scratch: 
             arguments.append(Argument(0 if isinstance(found, Late) else found, isinstance(parameter, Pointer)))
         segment.entries.append(Entry(bound.plan.functions[call.kernel.symbol], arguments))
         segment.steps.append(step)
+        segment.kernels.append(call.kernel.name)
 
 
 def _resolve(binding: Binding, bound: Bound, site: Site, places: Mapping[str, int]) -> int | Late:

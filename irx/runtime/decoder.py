@@ -15,6 +15,7 @@ from irx.ir.graph import Value
 from irx.ir.types import KVType
 from irx.runtime.kernel import GraphKernel
 from irx.runtime.kv import KVState, empty_state
+from irx.runtime.profile import Profile, merged
 
 
 @dataclass
@@ -57,14 +58,26 @@ class Decoder:
 
     def run(self, kernel: GraphKernel, tensors: Mapping[str, Tensor], states: dict[str, KVState]) -> Tensor:
         """The logits of one step; `states` hold the new tokens afterwards."""
-        values = {**tensors, **states}
-        inputs = [values[name] for name in self._inputs[kernel.name]]
+        inputs = self._ordered(kernel, tensors, states)
         with self.lock, torch.no_grad():
             results = dict(zip(kernel.output_names, kernel(*inputs), strict=True))
         for name in states:
             states[name] = results[name]
         logits: Tensor = results[self.meta["logits"]]
         return logits
+
+    def profile(
+        self, kernel: GraphKernel, tensors: Mapping[str, Tensor], states: Mapping[str, KVState], repeat: int
+    ) -> Profile:
+        """Where the time of that step goes, over `repeat` runs after one more. States are written to in place."""
+        inputs = self._ordered(kernel, tensors, states)
+        with self.lock, torch.no_grad():
+            kernel.profile(*inputs)
+            return merged([kernel.profile(*inputs) for _ in range(max(1, repeat))])
+
+    def _ordered(self, kernel: GraphKernel, tensors: Mapping[str, Tensor], states: Mapping[str, KVState]) -> list[Any]:
+        values = {**tensors, **states}
+        return [values[name] for name in self._inputs[kernel.name]]
 
     @cached_property
     def _inputs(self) -> dict[str, list[str]]:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
 class Timed:
-    """One step of a graph: its op, the module path it comes from, and the median seconds it took."""
+    """One step of a graph: its op or region, the module path it comes from, and the median seconds it took.
+
+    `kernel` names the kernel where a backend has made one; several may serve one region.
+    """
 
     op: str
     place: str
     seconds: float
+    kernel: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,4 +51,4 @@ class Profile:
 def merged(runs: Sequence[Sequence[Timed]]) -> Profile:
     """Several runs of the same steps as one, each step with its median."""
     steps = zip(*runs, strict=True)
-    return Profile(tuple(Timed(s[0].op, s[0].place, statistics.median(t.seconds for t in s)) for s in steps))
+    return Profile(tuple(replace(s[0], seconds=statistics.median(t.seconds for t in s)) for s in steps))

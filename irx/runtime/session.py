@@ -17,8 +17,10 @@ from torch import Tensor
 from irx.errors import BatchTooLarge, InputMismatch, PromptTooLong
 from irx.runtime.arguments import check_device
 from irx.runtime.decoder import Decoder
+from irx.runtime.kernel import GraphKernel
 from irx.runtime.kv import KVState, Step
 from irx.runtime.padding import Placement, place
+from irx.runtime.profile import Profile
 
 _UNLIMITED = 1 << 40
 
@@ -59,16 +61,19 @@ class Session:
         row is its last real one. Raises InputMismatch, EmptyPrompt, MaskError, and PromptTooLong where a row would
         exceed `max_length`.
         """
-        self._check(ids, attention_mask)
-        placed = place(ids if ids.dim() == 2 else ids[..., 0], attention_mask, self._lengths)
-        after = tuple(n + count for n, count in zip(self._lengths, placed.counts, strict=True))
-        limit = self._decoder.max_length
-        if limit is not None and max(after) > limit:
-            raise PromptTooLong(max(after), limit)
-        self._begin(placed, after)
+        placed, after = self._begun(ids, attention_mask)
         logits = self._run(ids, placed, logits_to_keep)
         self._lengths = after
         return logits
+
+    def profile(self, ids: Tensor, *, repeat: int = 5) -> Profile:
+        """Where the time of appending `ids` [B, S] goes, each step with its median; the session stays as it was."""
+        placed, _ = self._begun(ids, None)
+        kernel, tensors = self._call(ids, placed, 1)
+        try:
+            return self._decoder.profile(kernel, tensors, self._states, repeat)
+        finally:
+            self.truncate(self._lengths)
 
     def truncate(self, length: int | Sequence[int]) -> None:
         """Forget all but the first `length` tokens of every row, or of each row its own number."""
@@ -89,6 +94,17 @@ class Session:
     def memory(self) -> int:
         """Bytes the cache takes now, as allocated."""
         return sum(state.bytes for state in self._states.values())
+
+    def _begun(self, ids: Tensor, mask: Tensor | None) -> tuple[Placement, tuple[int, ...]]:
+        """Where the tokens go and how long the rows are then; the states know it too."""
+        self._check(ids, mask)
+        placed = place(ids if ids.dim() == 2 else ids[..., 0], mask, self._lengths)
+        after = tuple(n + count for n, count in zip(self._lengths, placed.counts, strict=True))
+        limit = self._decoder.max_length
+        if limit is not None and max(after) > limit:
+            raise PromptTooLong(max(after), limit)
+        self._begin(placed, after)
+        return placed, after
 
     def _check(self, ids: Tensor, mask: Tensor | None) -> None:
         expected = self._decoder.ids
@@ -118,14 +134,22 @@ class Session:
 
     def _run(self, ids: Tensor, placed: Placement, keep: int) -> Tensor:
         decoder = self._decoder
+        kernel, tensors = self._call(ids, placed, keep)
+        logits = decoder.run(kernel, tensors, self._states)
+        if kernel is decoder.decode or decoder.slices_rows:
+            return logits
+        rows = wanted_rows(placed, keep, ids.shape[1]).to(decoder.device)
+        return logits.gather(1, rows[..., None].expand(-1, -1, logits.shape[2]))
+
+    def _call(self, ids: Tensor, placed: Placement, keep: int) -> tuple[GraphKernel, dict[str, Tensor]]:
+        """The graph that appends these tokens, and its inputs besides the states."""
+        decoder = self._decoder
         tensors = {decoder.ids.name: _integers(ids), "pos": placed.positions.to(decoder.device), **self._encoded}
         if ids.shape[1] == 1 and placed.counts == (1,) * self.batch:
-            return decoder.run(decoder.decode, tensors, self._states)
-        rows = wanted_rows(placed, keep, ids.shape[1]).to(decoder.device)
+            return decoder.decode, tensors
         if decoder.slices_rows:
-            return decoder.run(decoder.prefill, {**tensors, decoder.meta["rows"]: rows}, self._states)
-        logits = decoder.run(decoder.prefill, tensors, self._states)
-        return logits.gather(1, rows[..., None].expand(-1, -1, logits.shape[2]))
+            tensors[decoder.meta["rows"]] = wanted_rows(placed, keep, ids.shape[1]).to(decoder.device)
+        return decoder.prefill, tensors
 
 
 def wanted_rows(placed: Placement, keep: int, count: int) -> Tensor:

@@ -83,6 +83,18 @@ def test_forks_are_independent(model: Any, fast: irx.Executable, ids: torch.Tens
     assert close(prefix.append(ids[:, 10:11]), eager(model, ids[:, :11])[:, -1:])
 
 
+def test_a_profile_leaves_the_session_as_it_was(model: Any, fast: irx.Executable, ids: torch.Tensor) -> None:
+    session = fast.session(3)
+    for part in (ids[:, :8], ids[:, 8:9]):  # a prefill, a decode step
+        profile = session.profile(part, repeat=2)
+        assert {"irx.kv_append", "irx.kv_attention", "irx.linear"} <= profile.by_op().keys()
+        assert any(step.place == "model.layers.1.mlp.down_proj" for step in profile.steps)
+        length = session.length
+        logits = session.append(part)
+        assert session.length == length + part.shape[1]
+    assert close(logits, eager(model, ids[:, :9])[:, -1:])
+
+
 def test_truncation_takes_tokens_back(model: Any, fast: irx.Executable, ids: torch.Tensor) -> None:
     session = fast.session(3)
     session.append(ids)
