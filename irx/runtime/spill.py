@@ -59,7 +59,7 @@ def _from_floats(weights: Weights, weight: Weight) -> bool:
 def _put_aside(array: Array, file: IO[bytes] | None, start: int) -> Callable[[], Array]:
     if file is None:
         return lambda: array
-    view, done = memoryview(array.reshape(-1)), 0
+    view, done = array.reshape(-1).data, 0
     try:
         while done < array.nbytes:
             done += os.pwrite(file.fileno(), view[done:], start + done)
@@ -70,7 +70,7 @@ def _put_aside(array: Array, file: IO[bytes] | None, start: int) -> Callable[[],
 
 def _read(file: IO[bytes], start: int, shape: tuple[int, ...]) -> Array:
     raw = np.empty(shape, np.uint8)
-    view, done = memoryview(raw.reshape(-1)), 0
+    view, done = raw.reshape(-1).data, 0
     while done < raw.size:  # positioned reads: threads and forked processes share the file
         done += os.preadv(file.fileno(), [view[done:]], start + done)
     return raw

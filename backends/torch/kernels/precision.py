@@ -18,7 +18,7 @@ def quantize(weight: Tensor, *, format: str) -> Packed:
 
 def round_activations(x: Tensor, *, bits: int = 8, group: int = 32) -> Tensor:
     codes = float(2 ** (bits - 1) - 1)
-    groups = x.float().unflatten(-1, (-1, group))
+    groups = x.float().reshape(*x.shape[:-1], -1, group)
     largest = groups.abs().amax(-1, keepdim=True)
     largest = torch.where(largest < SMALLEST, 0.0, largest)
     inverse = torch.where(largest == 0, 0.0, codes / largest)
