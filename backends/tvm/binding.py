@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from irx.ir.types import KVType, TensorType
 from irx.runtime.kv import KVState
 from irx.runtime.profile import Timed
 from irx.runtime.tensors import TORCH
+
+LARGEST_COPIED = 1 << 20  # bytes of an input that every call copies, so that kernels may read a little beyond its end
 
 if TYPE_CHECKING:
     from irx.backends.tvm.plan import Plan
@@ -65,6 +68,19 @@ class Segment:
             self._states, self._capacities = states, capacities
 
 
+def room(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """An empty tensor on a 64-byte boundary, with 64 bytes behind it that may be read."""
+    size = math.prod(shape) * dtype.itemsize
+    return torch.empty(size + 64, dtype=torch.uint8)[:size].view(dtype).view(*shape)
+
+
+def readable(tensor: Tensor) -> Tensor:
+    """The tensor as kernels take it: itself where it is contiguous and on a 64-byte boundary, else a copy."""
+    if tensor.is_contiguous() and tensor.data_ptr() % 64 == 0:
+        return tensor
+    return room(tensor.shape, tensor.dtype).copy_(tensor)
+
+
 @dataclass(frozen=True)
 class Late:
     """Where a late argument comes from: an input, an output, or a part (or the capacity) of a state input."""
@@ -100,6 +116,12 @@ class Bound:
         self.base = 0
         self.offsets: list[int] = []
         self._known: dict[Dim, int] = {}
+        self._rooms: list[tuple[int, Tensor]] = []
+        self._large: list[int] = []
+        self._take_inputs()
+        states = [(i, v) for i, v in enumerate(plan.outputs) if isinstance(v.type, KVType)]
+        self._states = [(i, plan.inputs.index(plan.buffers.root[value])) for i, value in states]
+        self._made = [self._new(i, value) for i, value in enumerate(plan.outputs)]
 
     def size(self, dim: Dim) -> int:
         """The number that a size expression has here."""
@@ -109,6 +131,23 @@ class Bound:
         if found is None:
             found = self._known[dim] = evaluate(dim, self.sizes)
         return found
+
+    def _take_inputs(self) -> None:
+        """Small inputs are copied to rooms of their own, so that kernels find them always in the same place."""
+        for index, value in enumerate(self.plan.inputs):
+            if not isinstance(value.type, TensorType):
+                continue
+            shape, dtype = self.shape(value.type), TORCH[value.dtype]
+            if math.prod(shape) * dtype.itemsize > LARGEST_COPIED:
+                self._large.append(index)
+            else:
+                self._rooms.append((index, room(shape, dtype)))
+
+    def _new(self, index: int, value: Value) -> tuple[list[int], torch.dtype] | None:
+        """Shape and dtype of an output that every call makes anew."""
+        if not isinstance(value.type, TensorType) or index in self.plan.buffers.outputs_copied:
+            return None
+        return self.shape(value.type), TORCH[value.dtype]
 
     def shape(self, type: TensorType) -> list[int]:
         """A tensor's shape here."""
@@ -145,16 +184,13 @@ class Bound:
 
     def _ready(self, inputs: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """Inputs as kernels take them, and new tensors for outputs."""
-        from irx.backends.tvm.plan import usable
-
-        given = [usable(x) if isinstance(x, Tensor) else x for x in inputs]
-        copied = self.plan.buffers.outputs_copied
-        outputs = [
-            torch.empty(self.shape(v.type), dtype=TORCH[v.type.dtype])
-            if isinstance(v.type, TensorType) and i not in copied
-            else None
-            for i, v in enumerate(self.plan.outputs)
-        ]
+        given = list(inputs)
+        for index, room in self._rooms:
+            room.copy_(inputs[index])
+            given[index] = room
+        for index in self._large:
+            given[index] = readable(inputs[index])
+        outputs = [None if made is None else torch.empty(made[0], dtype=made[1]) for made in self._made]
         return given, outputs
 
     def _by_torch(self, part: TorchStep, given: Sequence[Any], outputs: Sequence[Any]) -> None:
@@ -164,21 +200,23 @@ class Bound:
                 self.tensor(value, given, outputs).copy_(result)
 
     def _results(self, given: Sequence[Any], outputs: list[Any]) -> list[Any]:
-        for i, value in enumerate(self.plan.outputs):
-            if isinstance(value.type, KVType):
-                outputs[i] = given[self.plan.inputs.index(self.plan.buffers.root[value])]
-            elif i in self.plan.buffers.outputs_copied:
-                outputs[i] = self.tensor(value, given, outputs).clone()
+        for output, index in self._states:
+            outputs[output] = given[index]
+        for output in self.plan.buffers.outputs_copied:
+            outputs[output] = self.tensor(self.plan.outputs[output], given, outputs).clone()
         return outputs
 
     def tensor(self, value: Value, given: Sequence[Any], outputs: Sequence[Any]) -> Any:
         """A value's tensor (or state) in this call."""
         if value in self.plan.constants:
             return self.plan.constants.value(value)
+        root = self.plan.buffers.root[value]
+        if root in self.plan.inputs:
+            found = given[self.plan.inputs.index(root)]
+            return found.view(self.shape(value.tensor)) if isinstance(value.type, TensorType) else found
         place = self.place(value)
         if isinstance(place, Late):
-            found = (given if place.kind == "input" else outputs)[place.index]
-            return found.view(self.shape(value.tensor)) if isinstance(value.type, TensorType) else found
+            return outputs[place.index].view(self.shape(value.tensor))
         size = self.size(value.tensor.elements) * TORCH[value.dtype].itemsize
         start = place - self.base
         return self.plan.arena[start : start + size].view(TORCH[value.dtype]).view(self.shape(value.tensor))
@@ -189,7 +227,9 @@ class Bound:
         if root in self.plan.buffers.slots:
             return self.base + self.offsets[self.plan.buffers.slots[root]]
         if root in self.plan.inputs:
-            return Late("input", self.plan.inputs.index(root))
+            index = self.plan.inputs.index(root)
+            own = next((tensor for i, tensor in self._rooms if i == index), None)
+            return Late("input", index) if own is None else own.data_ptr()
         outputs = self.plan.outputs
         return Late("output", next(i for i, out in enumerate(outputs) if self._root(out) is root))
 

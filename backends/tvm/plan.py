@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from irx.backends.torch.binding import SizeReader
 from irx.backends.torch.plan import Plan as TorchPlan
@@ -23,17 +22,14 @@ from irx.backends.tvm.constants import Constants
 from irx.backends.tvm.native import load
 from irx.backends.tvm.states import States
 from irx.backends.tvm.steps import Steps
-from irx.ir.dims import evaluate
+from irx.errors import InputMismatch
 from irx.ir.graph import Graph
 from irx.ir.regions import expanded
-from irx.ir.types import TensorType
 from irx.ledger import Row
 from irx.runtime.profile import Timed
 from irx.runtime.store import WeightStore
-from irx.runtime.tensors import TORCH
 
 BINDINGS_KEPT = 32
-LARGEST_COPIED = 1 << 20  # bytes of an input that is copied so that kernels may read beyond its end
 
 
 class Plan:
@@ -64,10 +60,9 @@ class Plan:
 
     def __call__(self, *inputs: Any) -> list[Any]:
         """The outputs in order. KV states are changed in place."""
-        if self._states.unusual(inputs):
+        if not self._states.make_room(inputs):
             return self._by_torch(inputs)
-        bound = self._prepared(inputs)
-        return bound.run(inputs)
+        return self._prepared(inputs).run(inputs)
 
     def report(self) -> list[Row]:
         """Kernels, what is left to torch, and memory, as rows of the ledger."""
@@ -80,6 +75,8 @@ class Plan:
 
     def profile(self, *inputs: Any) -> list[Timed]:
         """The time of every step of one call; KV states are changed in place."""
+        if not self._states.make_room(inputs):
+            raise InputMismatch("kernels do not read states that were evicted or gathered")
         return self._prepared(inputs).profile(inputs)
 
     @property
@@ -95,7 +92,7 @@ class Plan:
         return self.arena.data_ptr()
 
     def _prepared(self, inputs: Sequence[Any]) -> Bound:
-        """The tables for these inputs' sizes, states with room for the new tokens."""
+        """The tables for these inputs' sizes."""
         sizes = self._sizes.read(inputs)
         key = (*sizes, torch.get_num_threads())
         bound = self._bound.get(key)
@@ -105,7 +102,6 @@ class Plan:
                 self._bound.popitem(last=False)
             self._bound[key] = bound
         self._bound.move_to_end(key)
-        self._states.reserve(inputs)
         return bound
 
     def _by_torch(self, inputs: Sequence[Any]) -> list[Any]:
@@ -115,19 +111,3 @@ class Plan:
             self._whole = TorchPlan(expanded(self.graph), torch.device("cpu"))
             self._whole.bind(self._store)
         return self._whole(*inputs)
-
-
-def usable(tensor: Tensor) -> Tensor:
-    """The tensor as kernels take it: contiguous, on a 64-byte boundary, readable a little beyond its end."""
-    size = tensor.numel() * tensor.element_size()
-    if size > LARGEST_COPIED and tensor.is_contiguous() and tensor.data_ptr() % 64 == 0:
-        return tensor
-    room = torch.empty(size + 64, dtype=torch.uint8)
-    copy = room[:size].view(tensor.dtype).view(tensor.shape)
-    copy.copy_(tensor)
-    return copy
-
-
-def empty_output(type: TensorType, sizes: Mapping[str, int]) -> Tensor:
-    """A new tensor for an output."""
-    return torch.empty([evaluate(dim, sizes) for dim in type.shape], dtype=TORCH[type.dtype])

@@ -18,29 +18,29 @@ class States:
     def __init__(self, graph: Graph) -> None:
         self.indices = [i for i, value in enumerate(graph.inputs) if isinstance(value.type, KVType)]
         appended = _appended(graph)
-        self._appending = [i for i in self.indices if graph.inputs[i] in appended]
-        self._positions = {i: graph.inputs.index(appended[graph.inputs[i]]) for i in self._appending}
+        found = [(i, appended[graph.inputs[i]]) for i in self.indices if graph.inputs[i] in appended]
+        self._known = all(position in graph.inputs for _, position in found)
+        self._appending = [(i, graph.inputs.index(position)) for i, position in found if position in graph.inputs]
 
-    def unusual(self, inputs: Sequence[Any]) -> bool:
-        """True where a state's slots are not simply its tokens in order, or new tokens would leave holes."""
-        return any(self._is_unusual(inputs, i) for i in self.indices)
+    def make_room(self, inputs: Sequence[Any]) -> bool:
+        """Room for the tokens of a call in all states it appends to; False where kernels cannot follow a state.
 
-    def reserve(self, inputs: Sequence[Any]) -> None:
-        """Make room in all states that the call appends to."""
-        for i in self._appending:
+        Kernels take states whose slots are their tokens in order, to which a call appends without leaving holes.
+        """
+        if any(inputs[i].positions is not None for i in self.indices):
+            return False
+        step, last = None, None
+        for i, position in self._appending:
             state: KVState = inputs[i]
-            step = state.step or step_of(state.lengths, inputs[self._positions[i]].tolist())
-            assert step is not None
+            if state.step is None:
+                step = step_of(state.lengths, inputs[position].tolist())
+            elif state.step is not last:
+                step = last = state.step
+            if step is None:
+                return False
             state.reserve(step.needed, _UNLIMITED)
             state.lengths = step.lengths
-
-    def _is_unusual(self, inputs: Sequence[Any], index: int) -> bool:
-        state: KVState = inputs[index]
-        if state.positions is not None:
-            return True
-        if state.step is not None or index not in self._positions:
-            return False
-        return step_of(state.lengths, inputs[self._positions[index]].tolist()) is None
+        return self._known
 
 
 def _appended(graph: Graph) -> dict[Value, Value]:
