@@ -1,0 +1,1 @@
+"""LOWER: from a rewritten program to one that a backend takes as it is."""
