@@ -28,12 +28,16 @@ Write: TypeAlias = Callable[[Lanes, Node, list[str]], str]
 MOST_FACTORS = 64  # of a whole power that is multiplied out
 
 
-def supports(node: Node) -> str | None:
-    """Why the node cannot be emitted; None where it can."""
+def supports(node: Node, sizes: bool = False) -> str | None:
+    """Why the node cannot be emitted; None where it can. `sizes`: literals that are named sizes have entries."""
     if node.op.name not in _WRITERS:
         return f"{node.op.name} is not elementwise" if not node.op.elementwise else f"no lanes for {node.op.name}"
     for value in (*node.inputs, *node.outputs):
-        if value is None or isinstance(value, Literal):
+        if value is None:
+            continue
+        if isinstance(value, Literal):
+            if not sizes and not isinstance(value.value, int | float):
+                return f"the operand {value.value} is known only when it runs"
             continue
         if not isinstance(value.type, TensorType) or value.dtype not in COMPUTED:
             return f"{node.op.name} of {value.type} is not computed in lanes"

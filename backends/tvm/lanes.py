@@ -122,12 +122,18 @@ class Lanes:
 
 def load(w: Writer, buffer: str, index: str, dtype: str, lanes: int = LANES) -> str:
     """`lanes` elements from `index` of a flat buffer of the IR dtype, in lanes of its kind."""
-    v, raw = Lanes(w, lanes), at(buffer, index, lanes)
+    return loaded(w, buffer, index, dtype, lanes, 1)
+
+
+def loaded(w: Writer, buffer: str, index: str, dtype: str, lanes: int, step: int) -> str:
+    """As `load`, elements that lie `step` apart."""
+    v = Lanes(w, lanes)
+    raw = at(buffer, index, lanes) if step == 1 or lanes == 1 else f"{buffer}[T.ramp({index}, {step}, {lanes})]"
     if kind(dtype) == FLOAT:
         return v.let(widened(raw, dtype, lanes))
     if dtype == "bool":
         return v.let(v.truth(f"{raw} != {splat('T.uint8(0)', lanes)}"), TRUTH)
-    return v.let(raw if dtype == "i64" else v.cast(raw, INTEGER))
+    return v.let(raw if dtype == "i64" else v.cast(raw, INTEGER), INTEGER)
 
 
 def store(w: Writer, buffer: str, index: str, dtype: str, value: str, lanes: int = LANES) -> None:

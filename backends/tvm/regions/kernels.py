@@ -1,0 +1,232 @@
+"""From a region to kernels: which values are stored, in which order, and how threads share their elements.
+
+Values with equally many elements are computed by one kernel. Its domain is the shape of one of them, as rows of the
+last axis: threads share all elements where no position along an axis is needed, rows where rows have statistics of
+their own, else pieces of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from irx.backends.tvm.elementwise import store
+from irx.backends.tvm.lanes import kind
+from irx.backends.tvm.lowered import Call, Data, Refusal, Temporary
+from irx.backends.tvm.regions.code import Buffer, Code, Materialize
+from irx.backends.tvm.regions.places import ZERO, Index, NotFlat, Place, Shape, Unaligned, elements
+from irx.backends.tvm.regions.scans import SCANS, scan_call
+from irx.backends.tvm.regions.tables import Table
+from irx.backends.tvm.writer import LANES, STORAGE
+from irx.ir.dims import Dim, product
+from irx.ir.graph import Graph, Literal, Node, Value
+from irx.ir.types import TensorType
+
+PIECE = 256  # columns that one thread computes at once, where rows may be cut
+MOST_TRIES = 32
+
+
+@dataclass
+class Region:
+    """A region that is being lowered: its simple nodes, and the buffers of what lies in memory."""
+
+    body: Graph
+    name: str
+    buffers: dict[Value, Buffer]
+    stored: dict[Value, Buffer]
+    tables: dict[Value, Table]
+
+    def lower(self) -> tuple[Call, ...]:
+        """All calls, in order. Raises Refusal."""
+        for _ in range(MOST_TRIES):
+            try:
+                return self._calls()
+            except Materialize as need:
+                self._materialize(need.node)
+        raise Refusal("too many intermediate results")
+
+    def _calls(self) -> tuple[Call, ...]:
+        buffers, calls = dict(self.buffers), []
+        for group in self._groups():
+            calls.append(_Group(self, group, buffers).call())
+            buffers.update({value: self.stored[value] for value in group})
+        return tuple(calls)
+
+    def _materialize(self, node: Node) -> None:
+        for value in node.outputs:
+            if value in self.stored:
+                raise Refusal(f"{node.op.name} of {value.type} needs itself")
+            dtype = {"float32": "f32", "int64": "i64", "int32": "bool"}[kind(value.dtype)]
+            count = elements(value.shape) * {"f32": 4, "i64": 8, "bool": 1}[dtype]
+            self.stored[value] = Buffer(Temporary(f"t{len(self.stored)}", count), dtype)
+
+    def _groups(self) -> list[list[Value]]:
+        """Stored values, each group after what it reads."""
+        ordered = [v for node in self.body.nodes for v in node.outputs if v in self.stored]
+        groups: list[list[Value]] = []
+        for value in ordered:
+            position = self._group_of(value, groups)
+            if position is None:
+                groups.append([value])
+            else:
+                groups[position].append(value)
+        return groups
+
+    def _group_of(self, value: Value, groups: list[list[Value]]) -> int | None:
+        """The earliest group of as many elements that stands after all that the value reads."""
+        assert value.producer is not None
+        if value.producer.op.name in SCANS:
+            same = [i for i, g in enumerate(groups) if g[0].producer is value.producer]
+            return same[0] if same else None
+        needed = self._stored_sources(value)
+        after = max((i for i, group in enumerate(groups) if needed & set(group)), default=-1)
+        for i, group in enumerate(groups):
+            producer = group[0].producer
+            scan = producer is not None and producer.op.name in SCANS
+            inside = i == after and not scan and not any(self._is_move(v) for v in group)
+            if (i > after or inside) and not scan and elements(group[0].shape) == elements(value.shape):
+                return i
+        return None
+
+    def _is_move(self, value: Value) -> bool:
+        return value.producer is not None and not value.producer.op.elementwise
+
+    def _stored_sources(self, value: Value) -> set[Value]:
+        """The stored values that this one is computed from."""
+        found: set[Value] = set()
+        waiting = [value]
+        seen: set[Value] = set()
+        while waiting:
+            node = waiting.pop().producer
+            for source in node.inputs if node is not None else ():
+                if source is None or source in seen or isinstance(source, Literal):
+                    continue
+                seen.add(source)
+                waiting.append(source)
+                if source in self.stored:
+                    found.add(source)
+        return found
+
+
+class _Group:
+    """One kernel: values of equally many elements."""
+
+    def __init__(self, region: Region, values: Sequence[Value], buffers: dict[Value, Buffer]) -> None:
+        self.name, self.stored, self.tables = region.name, region.stored, region.tables
+        self.values, self.buffers = values, buffers
+        self.shape = max((v.shape for v in values), key=_preference)
+        self.rows: Dim = product(self.shape[:-1])
+        self.columns: Dim = self.shape[-1] if self.shape else 1
+
+    def call(self) -> Call:
+        """The call of the first form that is possible. Raises Refusal, Materialize."""
+        producer = self.values[0].producer
+        if producer is not None and producer.op.name in SCANS:
+            code = self._code(wide=True, flat=False)
+            return scan_call(code, producer, self.name, self.stored)
+        for flat, in_lanes, wide in (
+            (True, True, True),
+            (False, True, True),
+            (True, False, True),
+            (False, False, True),
+            (False, False, False),
+        ):
+            try:
+                return self._written(flat, in_lanes, wide)
+            except (NotFlat, Unaligned):
+                continue
+        raise Refusal("elements of the region cannot be addressed")
+
+    def _code(self, *, wide: bool, flat: bool) -> Code:
+        alone = frozenset(v for v in self._all_values() if elements(v.shape) == elements(self.shape))
+        return Code(dict(self.buffers), self.tables, alone, wide, flat)
+
+    def _all_values(self) -> set[Value]:
+        found, waiting = set(self.values), list(self.values)
+        while waiting:
+            node = waiting.pop().producer
+            for value in node.inputs if node is not None else ():
+                if isinstance(value, Value) and isinstance(value.type, TensorType) and value not in found:
+                    found.add(value)
+                    waiting.append(value)
+        return found
+
+    def _written(self, flat: bool, in_lanes: bool, wide: bool) -> Call:
+        code = self._code(wide=wide, flat=flat)
+        if flat:
+            self._flat(code, in_lanes)
+            return self._finish(code)
+        pieces = self._pieces(in_lanes)
+        self._in_rows(code, in_lanes, pieces)
+        if code.hoisted and pieces != 1:  # a row's statistics would be computed for every piece of it
+            code = self._code(wide=wide, flat=False)
+            self._in_rows(code, in_lanes, 1)
+        return self._finish(code)
+
+    def _finish(self, code: Code) -> Call:
+        note = ", ".join(dict.fromkeys(v.producer.op.name for v in self.values if v.producer is not None))
+        return code.arguments.call(self.name, code.w, f"{self.name}: {note} of {list(self.shape)}")
+
+    def _flat(self, code: Code, in_lanes: bool) -> None:
+        total = elements(self.shape)
+        if not in_lanes:
+            code.share(code.extent(total), lambda i: self._store(code, Place(self.shape, linear=i)))
+            return
+        whole = total // LANES
+        if whole != 0:
+            code.share(code.extent(whole), lambda i: self._store(code, Place(self.shape, linear=_vector(i))))
+        if total - whole * LANES != 0:
+            with code.w.block("if tid == nt - 1:"), code.scope():
+                code.rest(total, whole, lambda i: self._store(code, Place(self.shape, linear=i)))
+
+    def _pieces(self, in_lanes: bool) -> int:
+        """How many pieces rows are cut into."""
+        if not isinstance(self.columns, int) or self.columns <= PIECE:
+            return 1
+        sizes = range(LANES if in_lanes else 1, PIECE + 1, LANES if in_lanes else 1)
+        return min((self.columns // size for size in sizes if self.columns % size == 0), default=1)
+
+    def _in_rows(self, code: Code, in_lanes: bool, pieces: int) -> None:
+        def row(i: Index) -> None:
+            if pieces == 1:
+                self._row(code, in_lanes, i, ZERO, self.columns)
+                return
+            assert isinstance(self.columns, int)
+            number, piece = i.divided(pieces)
+            self._row(code, in_lanes, number, piece.times(self.columns // pieces), self.columns // pieces)
+
+        code.share(code.extent(self.rows * pieces), row)
+
+    def _row(self, code: Code, in_lanes: bool, row: Index, start: Index, columns: Dim) -> None:
+        def body(index: Index) -> None:
+            self._store(code, Place(self.shape, split=(row, start.plus(index))))
+
+        if in_lanes:
+            code.columns(columns, body)
+        else:
+            code.loop(columns, body)
+
+    def _store(self, code: Code, place: Place) -> None:
+        for value in self.values:
+            buffer = self.stored[value]
+            spot = code.places.reshaped(place, value.shape)
+            text = code.spread(value, spot, place.lanes)
+            name = code.pointer_to(buffer)
+            store(code.w, name, code.places.linear(place).text, buffer.dtype, text, place.lanes)
+
+
+def _vector(index: Index) -> Index:
+    return Index(f"{index.text} * {LANES}", 1, LANES, index.loops)
+
+
+def _preference(shape: Shape) -> tuple[int, int]:
+    """The domain is the shape with the longest rows."""
+    last = shape[-1] if shape else 1
+    return (last if isinstance(last, int) else 1 << 30), len(shape)
+
+
+def data(value: Value) -> Buffer:
+    """The buffer of an input or output of the body."""
+    if value.dtype not in STORAGE:
+        raise Refusal(f"{value.type} is not read by generated kernels")
+    return Buffer(Data(value), value.dtype)
