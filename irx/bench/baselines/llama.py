@@ -83,9 +83,6 @@ class _Engine:
 def _silenced(lib: Any) -> Any:
     """Drop the library's log; what is returned has to live as long as the library logs."""
 
-    @lib.llama_log_callback
-    def ignore(level: int, text: bytes, data: object) -> None:
-        """Nothing."""
-
+    ignore = lib.llama_log_callback(lambda level, text, data: None)
     lib.llama_log_set(ignore, ctypes.c_void_p(0))
     return ignore

@@ -31,7 +31,7 @@ def _probe(size: int, threads: int) -> tuple[Step, str]:
 
 
 def _by_torch(size: int) -> tuple[Step, str]:
-    chunks = torch.ones(max(1, size // 4), dtype=torch.float32).split(CHUNK)
+    chunks = torch.split(torch.ones(max(1, size // 4), dtype=torch.float32), CHUNK)
 
     def step() -> torch.Tensor:
         return torch.stack([chunk.sum() for chunk in chunks])
