@@ -107,6 +107,7 @@ def optimize(program: Program, goal: Target, pipeline: str, *, strict: bool = Fa
     measure = partial(_latency, goal=goal)
     instruments = (*standard_instruments(), Compare(call=call_on_arrays), Gain(measure))
     ctx = Context.of(program, goal.device, Oracle(call=call_on_arrays))
+    ctx.layouts = _preferred(goal).layouts
     return Pipeline.parse(pipeline, passes(), instruments).run(program, ctx, strict=strict)
 
 

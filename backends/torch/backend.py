@@ -25,6 +25,7 @@ class TorchBackend:
     """Builds nothing but the graph's own text; loading it makes a plan of torch functions."""
 
     name = "torch"
+    layouts = frozenset({"dense"})
 
     def missing(self, device: Device) -> str | None:
         """Torch is always there."""

@@ -37,6 +37,7 @@ class TvmBackend:
     """Builds the graph's text, the schedules used, and the kernels as objects with their sources."""
 
     name = "tvm"
+    layouts = frozenset({"dense", "blocked"})
 
     def missing(self, device: Device) -> str | None:
         """TVM and llvmlite, or a processor that they make code for."""

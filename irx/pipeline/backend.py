@@ -24,6 +24,8 @@ class Backend(Protocol):
     """Four methods; `load` imports no code generator, so that a saved model runs without one."""
 
     name: str
+    layouts: frozenset[str]
+    """Layouts of a KV state that the backend reads as they are."""
 
     def missing(self, device: Device) -> str | None:
         """What this installation or machine lacks to build for the device with this backend; None where nothing."""

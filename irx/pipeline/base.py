@@ -64,6 +64,8 @@ class Context:
     max_batch: int = 16
     max_length: int = 2048
     fuel: Fuel = field(default_factory=Fuel)
+    layouts: frozenset[str] = frozenset({"dense", "blocked"})
+    """Layouts of a cache that are read without a detour where the program will run."""
 
     @staticmethod
     def of(program: Program, device: Device, evaluate: Evaluate) -> Context:

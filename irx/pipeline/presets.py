@@ -41,9 +41,11 @@ _FUSE = (
     "fuse-regions",
 )
 
+_LOWER = ("lay-out-cache",)
+
 PRESETS: Mapping[str, str] = {
     # What every program needs to run: the captured graph cleaned up, recognised and given its cache.
     "none": " | ".join(_NORMALIZE),
     # Every EXACT and ROUNDING pass that is worth it.
-    "default": " | ".join(("none", *_FUSE)),
+    "default": " | ".join(("none", *_FUSE, *_LOWER)),
 }

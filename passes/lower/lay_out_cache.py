@@ -44,6 +44,8 @@ class LayOutCache(Pass):
     def run(self, program: Program, ctx: Context) -> Report:
         if ctx.device.kind != "cpu":
             return Report(note=f"blocks are for CPUs, and {ctx.device.name} is none")
+        if "blocked" not in ctx.layouts:
+            return Report(note="what runs the program here reads dense caches")
         states = list(dict.fromkeys(value.name for graph in program.graphs.values() for value in _states(graph)))
         if not states:
             return Report(note="there is no cache")
