@@ -37,20 +37,20 @@ def run(
     threads: int = 2,
     rounds: int = 10,
     quick: bool = False,
-    begin: Callable[[str], object] = lambda title: None,
+    tell: Callable[[str], object] = lambda line: None,
 ) -> list[Result]:
-    """The results of the named families, of all without names; `begin` hears what is measured next.
+    """The results of the named families, of all without names; `tell` hears what is being done.
 
     Raises UnknownOption for a family there is not, ModelNotFound without the model.
     """
     import torch
 
     chosen = [family for name in names or FAMILIES for family in families(name)]
-    lab = Lab(_path(model), target, threads, *((QUICK_ROUNDS, 0.05) if quick else (rounds, 0.2)))
+    lab = Lab(_path(model), target, threads, *((QUICK_ROUNDS, 0.05) if quick else (rounds, 0.2)), tell)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        return [result for family in chosen for result in _measure(family, lab, begin)]
+        return [result for family in chosen for result in _measure(family, lab)]
     finally:
         torch.set_num_threads(before)
 
@@ -63,10 +63,10 @@ def families(name: str) -> list[Family]:
     return list(module.FAMILIES) if hasattr(module, "FAMILIES") else [module.FAMILY]
 
 
-def _measure(family: Family, lab: Lab, begin: Callable[[str], object]) -> Iterator[Result]:
+def _measure(family: Family, lab: Lab) -> Iterator[Result]:
     import torch
 
-    begin(family.title)
+    lab.tell(family.title)
     torch.compiler.reset()  # graphs of earlier families would be tried first, and are limited in number
     yield from family.measure(lab)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ QUICK_ROUNDS = 3
 class Lab:
     """One run: the language model's file, what to compile for, the threads of all candidates, and how long to measure.
 
-    Executables and modules are kept, because several rows use them.
+    Executables and modules are kept, because several rows use them. `tell` hears what is being done.
     """
 
     path: Path
@@ -30,6 +31,7 @@ class Lab:
     threads: int = 2
     rounds: int = 10
     turn: float = 0.2
+    tell: Callable[[str], object] = lambda line: None
     _kept: dict[tuple[str, ...], Any] = field(default_factory=dict)
 
     def module(self, dtype: str) -> Any:

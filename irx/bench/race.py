@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -90,15 +91,27 @@ class _Field:
         expected = None
         names = [self.race.reference, *(name for name in self.race.candidates if name != self.race.reference)]
         for name in names:
-            try:
-                ready = self.race.candidates[name].make(lab)
-                result = ready.step().float().clone()
-            except (Absent, IRXError) as error:
-                self.missing[name] = str(error)
-                continue
-            expected = result if expected is None else expected
-            self.ready[name] = ready
-            self._check(name, result, expected)
+            lab.tell(f"  making {name}")
+            result = self._first(name, lab)
+            if result is not None:
+                expected = result if expected is None else expected
+                self._check(name, result, expected)
+
+    def _first(self, name: str, lab: Lab) -> torch.Tensor | None:
+        """The first result of a candidate; None where it cannot run, which must not cost the others their rows."""
+        try:
+            ready = self.race.candidates[name].make(lab)
+            result = ready.step().float().clone()
+        except (Absent, IRXError) as error:
+            self.missing[name] = str(error)
+            return None
+        except Exception as error:
+            if os.environ.get("IRX_DEBUG", "0") not in ("", "0"):
+                raise
+            self.wrong[name] = f"it fails with {type(error).__name__}: {error}"
+            return None
+        self.ready[name] = ready
+        return result
 
     def _check(self, name: str, result: torch.Tensor, expected: torch.Tensor) -> None:
         tolerance = self.race.candidates[name].tolerance
@@ -116,6 +129,7 @@ class _Field:
         import torch
 
         steps = {name: ready.step for name, ready in self.ready.items() if name not in self.wrong}
+        lab.tell(f"  timing {', '.join(steps)}")
         step, how = reader(RING, lab.threads)
         with torch.no_grad():
             self.seconds = samples({**steps, "read": step}, rounds=lab.rounds, turn=lab.turn)

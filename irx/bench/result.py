@@ -14,10 +14,10 @@ SLACK = 0.95  # how far below what is wanted the lower quartile may be
 class Result:
     """A row: `figure` in `unit` (`x`: how many times faster, `%`: share of a limit, `s`: seconds) against `wanted`.
 
-    `verdict` is `holds`, `below`, `above` (of what should be little), `shown` (nothing was wanted), `absent` or
-    `wrong`, the last two without figures and with the reason in `note`. `floor` is the seconds that moving the
-    unavoidable bytes takes at the `bandwidth` of the run; `error` is the largest deviation from the reference, in parts
-    of its largest value.
+    `verdict` is `holds`, `below`, `above` (of what should be little), `shown` (nothing was wanted), `absent` or `wrong`
+    (another result, or a crash), the last two without figures and with the reason in `note`. `floor` is the seconds
+    that moving the unavoidable bytes takes at the `bandwidth` of the run; `error` is the largest deviation from the
+    reference, in parts of its largest value.
     """
 
     family: str

@@ -45,7 +45,7 @@ def run(arguments: Namespace) -> None:
         threads=arguments.threads,
         rounds=arguments.rounds,
         quick=arguments.quick,
-        begin=lambda title: say(f"measuring {title}"),
+        tell=say,
     )
     if arguments.json:
         print_json([result.facts() for result in results])

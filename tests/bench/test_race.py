@@ -43,6 +43,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, seconds: Mapping[str, list[float]]
         "off": Candidate(gives(1.0, 2.1), 0.01),
         "other shape": Candidate(gives(1.0), 0.01),
         "gone": Candidate(absent, 0.0),
+        "broken": Candidate(lambda lab: Ready({}["step"]), 0.0),
     }
     results = list(Race("some", "some rows", "eager", candidates, rows).measure(LAB))
     assert asked == [{"eager", "close", "read"}], "what is wrong or absent is not timed"
@@ -78,16 +79,18 @@ def test_the_faster_of_those_that_are_here(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_wrong_results_have_no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours, theirs, shape = measured(
+    ours, theirs, shape, broken = measured(
         monkeypatch,
         TIMES,
         [
             Row("a", "off", ("eager",), 1.0),
             Row("b", "close", ("off",), 1.0),
             Row("c", "other shape", ("eager",), 1.0),
+            Row("d", "broken", ("eager",), 1.0),
         ],
     )
-    assert [r.verdict for r in (ours, theirs, shape)] == ["wrong"] * 3
+    assert [r.verdict for r in (ours, theirs, shape, broken)] == ["wrong"] * 4
+    assert broken.note == "broken: it fails with KeyError: 'step'"
     assert ours.note == "off: it is off by 5.0e-02 of the largest value, more than 1e-02"
     assert shape.note == "other shape: its result has shape [1], not [2]"
 
