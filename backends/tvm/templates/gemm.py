@@ -15,7 +15,7 @@ from irx.backends.tvm.layouts.tiles import Tiles
 from irx.backends.tvm.linear_region import LinearRegion
 from irx.backends.tvm.lowered import Binding, Call, Choices, Data, Temporary
 from irx.backends.tvm.templates.gemm_instructions import NEEDED
-from irx.backends.tvm.templates.gemm_product import emit_product
+from irx.backends.tvm.templates.gemm_product import emit_product, kept
 from irx.backends.tvm.templates.gemm_rows import emit_rows
 from irx.backends.tvm.templates.gemm_shape import Shape, shape_for
 from irx.backends.tvm.templates.gemm_tiles import emit_tile
@@ -71,13 +71,13 @@ def _title(shape: Shape) -> str:
 def _register_tile(w: Writer, shape: Shape, blocks: str, start: str) -> None:
     """One block of rows and one unit of columns: sums, epilogue, outputs."""
     in_stripe = shape.units * shape.stripe
-    stripe = w.let(f"u // {in_stripe} * {shape.stripe}", "stripe")
-    inside = w.let(f"u % {in_stripe}", "inside")
-    mine = w.let(f"T.min(T.int64({shape.stripe}), {blocks} - {stripe})", "mine")
-    unit = w.let(f"{inside} // {mine}", "unit")
-    first = w.let(f"T.min(({stripe} + {inside} % {mine}) * {shape.block}, rows - {shape.block})", "first")
+    stripe = kept(w, f"u // {in_stripe} * {shape.stripe}")
+    inside = kept(w, f"u % {in_stripe}")
+    mine = kept(w, f"T.min(T.int64({shape.stripe}), {blocks} - {stripe})")
+    unit = kept(w, f"{inside} // {mine}")
+    first = kept(w, f"T.min(({stripe} + {inside} % {mine}) * {shape.block}, rows - {shape.block})")
     in_tile = shape.layouts[0].tile // shape.columns
-    tile, offset = w.let(f"{unit} // {in_tile}", "tile"), w.let(f"{unit} % {in_tile} * {shape.columns}", "offset")
+    tile, offset = kept(w, f"{unit} // {in_tile}"), kept(w, f"{unit} % {in_tile} * {shape.columns}")
     for i in range(len(shape.layouts)):
         if shape.is_prepared(i):
             with w.block(f"if T.min({inside} % {mine}, u - {start}) == 0:"):

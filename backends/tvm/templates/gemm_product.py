@@ -19,6 +19,11 @@ def emit_product(w: Writer, shape: Shape, product: int, tile: str, offset: str, 
             w(f"{at('totals', f'{base} + {(m * shape.vectors + v) * LANES}')} = {sums[m][v]}")
 
 
+def kept(w: Writer, value: str) -> str:
+    """An integer in a register of its own: TIR would put a let in all its uses, and reason about each at length."""
+    return w.register(value, dtype="int64", lanes=1)
+
+
 @dataclass(frozen=True)
 class _Weights:
     """Where words of weights are: word d of vector v at `start + d * stride + 16 v` of a buffer."""
@@ -33,17 +38,17 @@ class _Block:
     def __init__(self, w: Writer, shape: Shape, product: int, tile: str, offset: str, first: str) -> None:
         self.w, self.shape, self.product, self.first = w, shape, product, first
         self.weights = self._weights(tile, offset)
-        self.x = w.let(f"{first} * {shape.stride}", "x")
+        self.x = kept(w, f"{first} * {shape.stride}")
         self.sums = [self._registers(constant(0.0), "float32") for _ in range(shape.block)]
 
     def _weights(self, tile: str, offset: str) -> _Weights:
         shape, w, i = self.shape, self.w, self.product
         dtype = "float32" if shape.way == "floats" else "int32"
         if shape.is_prepared(i):
-            return _Weights(f"t{i}", dtype, w.let(f"tid * {shape.tile_words}"), shape.columns)
+            return _Weights(f"t{i}", dtype, kept(w, f"tid * {shape.tile_words}"), shape.columns)
         layout = shape.layouts[i]
         depth = layout.parts["data"].shape[1]
-        return _Weights(f"w{i}_data", dtype, w.let(f"{tile} * {depth * layout.tile} + {offset}"), layout.tile)
+        return _Weights(f"w{i}_data", dtype, kept(w, f"{tile} * {depth * layout.tile} + {offset}"), layout.tile)
 
     def _registers(self, value: str, dtype: str) -> list[str]:
         return [self.w.register(value, dtype=dtype) for _ in range(self.shape.vectors)]
