@@ -72,8 +72,8 @@ def _timing(step: Step, count: int, sizes: Mapping[str, int], objects: Mapping[s
 
 
 def _timed(ring: Steps, sizes: Mapping[str, int], objects: Mapping[str, bytes]) -> Latency:
-    lower, median, upper = statistics.quantiles(times(ring, sizes, objects), n=4)
-    return Latency(median, (upper - lower) / 2)
+    found = times(ring, sizes, objects)
+    return Latency(min(found), statistics.median(found) - min(found))
 
 
 def times(ring: Steps, sizes: Mapping[str, int], objects: Mapping[str, bytes]) -> list[float]:

@@ -133,7 +133,7 @@ class _Change:
                         self._wanted.setdefault(node, set()).update(indices)
                 _block(value)
         graph_name, loc = places[0] if places else (found[0][0].name, Loc())
-        return Site(graph_name, loc, f"%{name} in blocks of 16 tokens")
+        return Site(graph_name, loc, "cache in blocks of 16 tokens")
 
     def bodies(self) -> None:
         """Give fusions bodies that read the new types."""

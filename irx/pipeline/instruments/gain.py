@@ -23,6 +23,7 @@ from irx.rewrite.report import Fuel
 Measure: TypeAlias = Callable[[Program], "Latency | str"]
 """The latency of one step of a program's main graph on the device, or why it is not measured."""
 
+LEAST = 0.01  # of a step: a pass is dropped for losses larger than this, and than twice the noise
 FIRST = Stage.DEPTH  # passes before it make the program what every backend can run
 
 
@@ -33,6 +34,7 @@ class Gain(Instrument):
     measure: Measure
     gains: dict[int, Latency] = field(default_factory=dict, init=False)
     note: str = field(default="", init=False)
+    whole: float = field(default=0.0, init=False)
 
     def judge(self, captured: Program, kept: Sequence[Kept], ctx: Context) -> Verdict | None:
         """The pass that costs most, where one costs more than the noise."""
@@ -41,6 +43,7 @@ class Gain(Instrument):
         if not judged:
             return None
         whole = self.measure(kept[-1].program)
+        self.whole = 0.0 if isinstance(whole, str) else whole.seconds
         if isinstance(whole, str):
             self.note = f"the gain of passes was not measured: {whole}"
             return None
@@ -68,7 +71,7 @@ class Gain(Instrument):
             if step.step in self.gains and step.one.effect is not Effect.LOSSY
         }
         worst = max(losses, key=lambda step: losses[step].seconds, default=None)
-        if worst is None or losses[worst].seconds <= max(losses[worst].noise, 0.0):
+        if worst is None or losses[worst].seconds <= max(2 * losses[worst].noise, LEAST * self.whole):
             return None
         slower = losses[worst].seconds * 1e6
         return Verdict(worst, f"a step is {slower:.0f} us slower with it on this device", dropped=True)
