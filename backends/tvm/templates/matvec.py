@@ -27,6 +27,8 @@ from irx.backends.tvm.writer import LANES, Writer
 ROWS = (1, 2, 4, 8)
 PREPARED_ALONE = 2
 """Most rows that every thread prepares for itself."""
+PREFETCH_BYTES = 4096
+"""How far ahead of their use weights are asked for: measured, as processors do not see through the order of tiles."""
 SCRATCH = "prepared"
 
 
@@ -46,13 +48,13 @@ def matvec_calls(region: LinearRegion, most: int, choices: Choices) -> tuple[Cal
 
 def shape_for(region: LinearRegion, most: int, choices: Choices) -> Shape:
     """The kernel's shape: knobs from the schedule, else what suits the format and the number of rows."""
-    layouts = layouts_of(region)
+    layouts = layouts_of(region, choices.device)
     layout = layouts[0]
     widest = 4 if most < 8 or layout.coding is not None else 2
     defaults: dict[str, int | str] = {
-        "vectors": balanced_vectors(region.n, layout.tile, choices.device.cores, widest),
+        "vectors": balanced_vectors(region.n, layout.tile, choices.device.cores, widest=widest),
         "unroll": 4,
-        "prefetch": 0,
+        "prefetch": PREFETCH_BYTES,
     }
     bucket = f"{layout.format}/{region.activations} {region.n}x{region.k} rows{most}"
     knobs = choices.schedule("matvec", bucket, defaults)

@@ -13,13 +13,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 
-from irx.backends.tvm.layouts.tiles import Tiles, tiles_for
+from irx.backends.tvm.layouts.tiles import TILES, Tiles, tiles_for
 from irx.backends.tvm.linear_region import LinearRegion
 from irx.backends.tvm.writer import LANES
 from irx.target import Device
 
 LARGEST_GROUP = 64
 """Most elements of x that share a scale where a kernel may choose: an outlier costs its neighbours precision."""
+
+NARROWEST = 32
+"""Columns of the narrowest tile that is made for balance: shorter runs of memory are read more slowly."""
 
 LINE = 64
 WASTE = 0.03
@@ -119,14 +122,16 @@ def _fits(group: int, layouts: tuple[Tiles, ...]) -> bool:
     return group % LANES == 0 and group <= 256 and all(nested)
 
 
-def layouts_of(region: LinearRegion) -> tuple[Tiles, ...]:
+def layouts_of(region: LinearRegion, device: Device) -> tuple[Tiles, ...]:
     """One layout for each weight of the region: the same whatever the kernel, so that one copy serves all."""
-    return tuple(tiles_for(p.weight.format, region.n, region.k, turned=p.weight.turned) for p in region.products)
+    tile = LANES * balanced_vectors(region.n, TILES[0], device.cores, NARROWEST // LANES)
+    weights = (product.weight for product in region.products)
+    return tuple(tiles_for(w.format, region.n, region.k, tile=tile, turned=w.turned) for w in weights)
 
 
-def balanced_vectors(n: int, tile: int, threads: int, widest: int) -> int:
+def balanced_vectors(n: int, tile: int, threads: int, narrowest: int = 1, widest: int = 4) -> int:
     """The most vectors a unit can have while the threads' shares of `n` columns stay nearly equal."""
-    choices = [v for v in (4, 2, 1) if v * LANES <= tile and v <= widest]
+    choices = [v for v in (4, 2, 1) if v * LANES <= tile and narrowest <= v <= widest]
 
     def waste(vectors: int) -> float:
         units = -(-n // (vectors * LANES))
