@@ -6,13 +6,13 @@ results = run_lowered(lowered, body, {"p0": x, "p1": w})       # by name of the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from irx.analysis.inputs import bind_sizes
-from irx.backends.tvm.codegen import compile_kernels
+from irx.backends.tvm.codegen import compile_kernels, compile_source, processor
 from irx.backends.tvm.kernel import Pointer
 from irx.backends.tvm.lowered import (
     Binding,
@@ -61,10 +61,29 @@ def run_lowered(
     """
     run = _Run(body, inputs, sizes or {}, states or {}, threads)
     calls = run.calls(lowered)
-    functions = load(compile_kernels(lowered.kernels, device or host_cpu()))
+    functions = load(objects(lowered, device or host_cpu()))
     Table([run.entry(functions[call.kernel.symbol], call) for call in calls]).run(threads)
     names = zip(body.output_names, body.outputs, strict=True)
     return {name: np.array(run.arrays[value]) for name, value in names if not isinstance(value.type, KVType)}
+
+
+_OBJECTS: dict[tuple[Device, str], bytes] = {}
+
+
+def prepare(many: Iterable[Lowered], device: Device | None = None) -> None:
+    """Compile the kernels of many bodies at once, in worker processes."""
+    device = device or host_cpu()
+    made = compile_kernels([kernel for lowered in many for kernel in lowered.kernels], device)
+    _OBJECTS.update({(device, symbol): data for symbol, data in made.items()})
+
+
+def objects(lowered: Lowered, device: Device) -> dict[str, bytes]:
+    """The objects by symbol; what was not prepared is compiled in this process, as starting a worker takes long."""
+    for kernel in lowered.kernels:
+        if (device, kernel.symbol) not in _OBJECTS:
+            made = compile_source(kernel.symbol, kernel.source, processor(device))
+            _OBJECTS[device, kernel.symbol] = made
+    return {kernel.symbol: _OBJECTS[device, kernel.symbol] for kernel in lowered.kernels}
 
 
 class _Run:
