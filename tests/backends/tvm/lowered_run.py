@@ -67,23 +67,23 @@ def run_lowered(
     return {name: np.array(run.arrays[value]) for name, value in names if not isinstance(value.type, KVType)}
 
 
-_OBJECTS: dict[tuple[Device, str], bytes] = {}
+_OBJECTS: dict[tuple[str, str], bytes] = {}  # by processor and symbol
 
 
 def prepare(many: Iterable[Lowered], device: Device | None = None) -> None:
     """Compile the kernels of many bodies at once, in worker processes."""
     device = device or host_cpu()
     made = compile_kernels([kernel for lowered in many for kernel in lowered.kernels], device)
-    _OBJECTS.update({(device, symbol): data for symbol, data in made.items()})
+    _OBJECTS.update({(processor(device), symbol): data for symbol, data in made.items()})
 
 
 def objects(lowered: Lowered, device: Device) -> dict[str, bytes]:
     """The objects by symbol; what was not prepared is compiled in this process, as starting a worker takes long."""
+    mcpu = processor(device)
     for kernel in lowered.kernels:
-        if (device, kernel.symbol) not in _OBJECTS:
-            made = compile_source(kernel.symbol, kernel.source, processor(device))
-            _OBJECTS[device, kernel.symbol] = made
-    return {kernel.symbol: _OBJECTS[device, kernel.symbol] for kernel in lowered.kernels}
+        if (mcpu, kernel.symbol) not in _OBJECTS:
+            _OBJECTS[mcpu, kernel.symbol] = compile_source(kernel.symbol, kernel.source, mcpu)
+    return {kernel.symbol: _OBJECTS[mcpu, kernel.symbol] for kernel in lowered.kernels}
 
 
 class _Run:
