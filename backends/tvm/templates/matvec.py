@@ -21,14 +21,14 @@ from irx.backends.tvm.templates.linear_operands import (
 from irx.backends.tvm.templates.matvec_input import emit_row_input, emit_views
 from irx.backends.tvm.templates.matvec_instructions import PAIRS, PREFETCH
 from irx.backends.tvm.templates.matvec_product import Unit, emit_product, totals_bytes
-from irx.backends.tvm.templates.matvec_shape import Shape, balanced_vectors, layouts_of
+from irx.backends.tvm.templates.matvec_shape import Shape, balanced_vectors, layouts_of, way
 from irx.backends.tvm.writer import LANES, Writer
 
 ROWS = (1, 2, 4, 8)
 PREPARED_ALONE = 2
 """Most rows that every thread prepares for itself."""
 PREFETCH_BYTES = 4096
-"""How far ahead of their use weights are asked for: measured, as processors do not see through the order of tiles."""
+"""How far ahead of their use codes are asked for: processors do not foresee two streams that take turns."""
 SCRATCH = "prepared"
 
 
@@ -54,7 +54,7 @@ def shape_for(region: LinearRegion, most: int, choices: Choices) -> Shape:
     defaults: dict[str, int | str] = {
         "vectors": balanced_vectors(region.n, layout.tile, choices.device.cores, widest=widest),
         "unroll": 4,
-        "prefetch": PREFETCH_BYTES,
+        "prefetch": PREFETCH_BYTES if way(region, layouts, choices.device) == "planes" else 0,
     }
     bucket = f"{layout.format}/{region.activations} {region.n}x{region.k} rows{most}"
     knobs = choices.schedule("matvec", bucket, defaults)

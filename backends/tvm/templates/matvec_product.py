@@ -211,11 +211,12 @@ class _Product:
                 with self.w.block(f"for part in T.unroll({self.vectors // together}):"):
                     self._plane_group(coding, starts, step, together, f"part * {together}")
 
-    def _plane_group(
-        self, coding: Coding, starts: dict[str, str], step: int, together: int, first: str | int
-    ) -> None:
+    def _plane_group(self, coding: Coding, starts: dict[str, str], step: int, together: int, first: str | int) -> None:
         w, planes = self.w, self.shape.planes
-        sums = [[[self._first_sum(coding, row, p) for p in range(planes)] for _ in range(together)] for row in range(self.most)]
+        sums = [
+            [[self._first_sum(coding, row, p) for p in range(planes)] for _ in range(together)]
+            for row in range(self.most)
+        ]
         words = step // coding.codes_in_word
         if words <= WORDS:
             with w.block(f"for kk in T.unroll({words}):"):
@@ -253,7 +254,6 @@ class _Product:
     def _scale_sums(
         self, coding: Coding, starts: dict[str, str], step: int, sums: list[list[str]], vector: str
     ) -> None:
-        self._fetch_scales(coding, starts, step, vector)
         scale = self.w.register(self.scale("scales", "super_scales", starts, step, "g", vector))
         minimum = self._minimum(coding, starts, step, vector)
         ratio = self.shape.x_group // step
@@ -264,16 +264,6 @@ class _Product:
             self.w(f'{total} = {total} + T.cast({whole}, "float32x16") * {x_scale} * {scale}')
             if minimum:
                 self.w(f"{total} = {total} + {self.part(row, 'sums', 'g', 'sf')} * {minimum}")
-
-    def _fetch_scales(self, coding: Coding, starts: dict[str, str], step: int, vector: str) -> None:
-        """Ask for the scales of the codes that are asked for by now; a line serves two vectors of halves."""
-        group_bytes = coding.group // coding.codes_in_word * self.layout.tile * 4
-        if not self.shape.prefetch or coding.group != step or coding.super_group:
-            return
-        ahead = max(1, self.shape.prefetch // group_bytes)
-        for part in ("scales", "minima") if coding.has_minimum else ("scales",):
-            index = f"{starts[part]} + (g + {ahead}) * {self.layout.tile} + {vector} * {LANES}"
-            self.w(prefetch(self.buffer(part), index))
 
     def _minimum(self, coding: Coding, starts: dict[str, str], step: int, vector: str | int) -> str:
         """A register of what is added for every unit of x, empty where there is nothing."""
@@ -313,4 +303,3 @@ class _Product:
             centred = f"({partial} - {of_x} * {constant(float(coding.zero))})" if coding.zero else partial
             total = self.total(row, "v")
             self.w(f"{total} = {total} + {centred} * {scale}" + (f" + {of_x} * {minimum}" if minimum else ""))
-
