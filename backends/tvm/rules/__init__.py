@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from irx.backends.tvm.lowered import Rule
-from irx.backends.tvm.rules import attention, linear
+from irx.backends.tvm.rules import attention, linear, regions
 
-RULES: tuple[Rule, ...] = (linear.rule, attention.rule)
+RULES: tuple[Rule, ...] = (linear.rule, attention.rule, regions.rule)

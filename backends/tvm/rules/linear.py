@@ -6,9 +6,7 @@ from irx.backends.tvm.elementwise import supports
 from irx.backends.tvm.linear_region import LinearRegion, parse
 from irx.backends.tvm.lowered import Call, Case, Choices, Lowered, Refusal
 from irx.backends.tvm.templates.gemm import gemm_calls
-from irx.backends.tvm.templates.gemm import gemm_calls
 from irx.backends.tvm.templates.matvec import ROWS, matvec_calls
-from irx.backends.tvm.templates.matvec_shape import layouts_of
 from irx.backends.tvm.templates.matvec_shape import layouts_of
 from irx.ir.graph import Graph
 
