@@ -64,32 +64,29 @@ def scores(w: Writer, f: Form, a: Places) -> None:
 
 
 def _scores(w: Writer, f: Form, a: Places, row: str, out: str, part: int) -> None:
-    integer = f.dot == "vnni"
-    planes = 2 if integer else 1
-    zero, dtype = ("T.broadcast(T.int32(0), 16)", "int32") if integer else (constant(0.0), "float32")
-    sums = {
-        (i, j, plane): w.register(zero, dtype=dtype)
-        for i in range(f.rows)
-        for j in range(f.blocks)
-        for plane in range(planes)
-    }
-    with w.block(f"for d in T.serial({f.steps}):"):
-        for j in range(f.blocks):
-            block = f"({a.first} // {BLOCK} + {part + j})"
-            index = f"{a.k} + ({block} * {f.steps} + d) * {BLOCK}"
-            keys = w.register(at("k", index), dtype=ELEMENT[f.storage])
-            for i in range(f.rows):
-                for plane in range(planes):
-                    _multiply(w, f, sums[i, j, plane], keys, f"{row} + {i * f.q_width}", plane)
-    for i in range(f.rows):
-        for j in range(f.blocks):
-            value = sums[i, j, 0]
-            if integer:
+    """Rows against `f.blocks` blocks of keys. Sums are one small buffer a row, which LLVM keeps in registers."""
+    dtype, lanes = ("int32" if f.dot == "vnni" else "float32"), f.blocks * BLOCK
+    planes = 2 if f.dot == "vnni" else 1
+    sums = {(i, plane): w.local(lanes, dtype) for i in range(f.rows) for plane in range(planes)}
+    zero = "T.broadcast(T.int32(0), 16)" if f.dot == "vnni" else constant(0.0)
+    with w.block(f"for j in T.unroll({f.blocks}):"):
+        for total in sums.values():
+            w(f"{at(total, f'j * {BLOCK}')} = {zero}")
+    start = whole(w, f"{a.k} + ({a.first} // {BLOCK} + {part}) * {f.steps * BLOCK}")
+    with w.block(f"for d in T.serial({f.steps}):"), w.block(f"for j in T.unroll({f.blocks}):"):
+        keys = w.register(at("k", f"{start} + (j * {f.steps} + d) * {BLOCK}"), dtype=ELEMENT[f.storage])
+        for (i, plane), total in sums.items():
+            _multiply(w, f, at(total, f"j * {BLOCK}"), keys, f"{row} + {i * f.q_width}", plane)
+    with w.block(f"for j in T.unroll({f.blocks}):"):
+        for i in range(f.rows):
+            value = at(sums[i, 0], f"j * {BLOCK}")
+            if f.dot == "vnni":
                 end = f"{row} + {i * f.q_width + 2 * f.steps}"
-                exact = f"{value} * T.broadcast(T.int32(128), 16) + {sums[i, j, 1]} - {splat(f'q[{end}]')}"
+                low = at(sums[i, 1], f"j * {BLOCK}")
+                exact = f"{value} * T.broadcast(T.int32(128), 16) + {low} - {splat(f'q[{end}]')}"
                 scale = f'T.reinterpret("float32", q[{end} + 1])'
                 value = f'T.cast({exact}, "float32x16") * {splat(scale)}'
-            w(f"{at('s', f'{out} + {i * KEYS + (part + j) * BLOCK}')} = {value}")
+            w(f"{at('s', f'{out} + {i * KEYS + part * BLOCK} + j * {BLOCK}')} = {value}")
 
 
 def _multiply(w: Writer, f: Form, total: str, keys: str, row: str, plane: int) -> None:
@@ -103,8 +100,8 @@ def _multiply(w: Writer, f: Form, total: str, keys: str, row: str, plane: int) -
         quads = f'T.reinterpret("int8x64", {keys}), T.reinterpret("int8x64", {q})'
         w(f'{total} = T.call_llvm_pure_intrin("int32x16", "llvm.x86.avx512.vpdpbusd.512", {total}, {quads})')
         return
+    width = f.channels // f.steps
     for number, part in enumerate(unpacked(keys, f.storage)):
-        width = f.channels // f.steps
         w(f"{total} = {total} + {splat(f'q[{row} + d * {width} + {number}]')} * {part}")
 
 
@@ -127,36 +124,47 @@ def unpacked(word: str, storage: str) -> list[str]:
 def softmax(w: Writer, f: Form, a: Places, row: RowTexts, unmasked: str) -> None:
     """Bring row `r`'s maximum and sum up to date and turn its scores into weights. `unmasked`: all keys are seen."""
     base = whole(w, f"{a.s} + r * {KEYS}")
-    values = [w.register(at("s", f"{base} + {j * BLOCK}")) for j in range(KEYS // BLOCK)]
-    for j, value in enumerate(values):
-        _finish_score(w, f, a, row, value, j)
+    values = w.local(KEYS)
+    value, key = at(values, f"j * {BLOCK}"), f"{a.first} + j * {BLOCK}"
+    with w.block(f"for j in T.unroll({KEYS // BLOCK}):"):
+        w(f"{value} = {at('s', f'{base} + j * {BLOCK}')}")
+        _finish_score(w, f, a, row, value, key)
     with w.block(f"if not ({unmasked}):"):
         low, high = (w.register(text, dtype="int32", lanes=1) for text in (row.low, row.high))
-        for j, value in enumerate(values):
-            key = f'T.ramp(T.cast({a.first}, "int32") + {j * BLOCK}, 1, 16)'
-            seen = f"T.bitwise_and({key} >= {splat(low)}, {key} < {splat(high)})"
+        with w.block(f"for j in T.unroll({KEYS // BLOCK}):"):
+            keys = f'T.ramp(T.cast({key}, "int32"), 1, 16)'
+            seen = f"T.bitwise_and({keys} >= {splat(low)}, {keys} < {splat(high)})"
             w(f"{value} = T.Select({seen}, {value}, {constant(float('-inf'))})")
-    pairs = [f"T.max({values[i]}, {values[i + 1]})" for i in range(0, len(values), 2)]
-    highest = w.register(_reduced("fmax", f"T.max({', '.join(pairs)})"), lanes=1)
+    now = _new_maximum(w, f, a, values)
+    added = w.register(constant(0.0))
+    with w.block(f"for j in T.unroll({KEYS // BLOCK}):"):
+        weight = vector_math.exp2(w, w.register(f"{value} - {splat(now)}"))
+        w(f"{added} = {added} + {weight}")
+        _store_weight(w, f, a, weight, base)
+    total = at("l", f"{a.l} + r * {BLOCK}")
+    w(f"{total} = {total} + {added}")
+
+
+def _new_maximum(w: Writer, f: Form, a: Places, values: str) -> str:
+    """The row's maximum with these scores; where it has grown, sum and output are scaled down to it."""
+    first, second, third, fourth = (at(values, str(j * BLOCK)) for j in range(KEYS // BLOCK))
+    together = f"T.max(T.max({first}, {second}), T.max({third}, {fourth}))"
+    highest = w.register(f'T.call_llvm_pure_intrin("float32", "llvm.vector.reduce.fmax", {together})', lanes=1)
     before = w.register(f"m[{a.m} + r]", lanes=1)
     now = w.register(f"T.max({before}, {highest})", lanes=1)
     with w.block(f"if {highest} > {before}:"):
         w(f"m[{a.m} + r] = {now}")
-        shrink = vector_math.exp2(w, splat(f"({before} - {now})"))
+        shrink = vector_math.exp2(w, w.register(splat(f"({before} - {now})")))
         total = at("l", f"{a.l} + r * {BLOCK}")
         w(f"{total} = {total} * {shrink}")
-        for v in range(f.v_width // 16):
-            out = at("o", f"{a.o} + r * {f.v_width} + {v * 16}")
+        with w.block(f"for c in T.serial({f.v_width // 16}):"):
+            out = at("o", f"{a.o} + r * {f.v_width} + c * 16")
             w(f"{out} = {out} * {shrink}")
-    weights = [vector_math.exp2(w, w.register(f"{value} - {splat(now)}")) for value in values]
-    w(f"{at('l', f'{a.l} + r * {BLOCK}')} = {' + '.join([at('l', f'{a.l} + r * {BLOCK}'), *weights])}")
-    for j, weight in enumerate(weights):
-        _store_weight(w, f, a, weight, base, j)
+    return now
 
 
-def _finish_score(w: Writer, f: Form, a: Places, row: RowTexts, value: str, j: int) -> None:
+def _finish_score(w: Writer, f: Form, a: Places, row: RowTexts, value: str, key: str) -> None:
     """From the product to the exponent of 2: scale, cap, biases."""
-    key = f"{a.first} + {j * BLOCK}"
     if f.dot == "dpbf16":
         w(f"{value} = {value} * {constant(f.score_scale)}")
     if f.storage == "i8":
@@ -179,15 +187,15 @@ def _add_table(w: Writer, f: Form, row: RowTexts, value: str, key: str) -> None:
     w(f"{value} = {value} + {at(found, '0')} * {constant(LOG2_E)}")
 
 
-def _store_weight(w: Writer, f: Form, a: Places, weight: str, base: str, j: int) -> None:
+def _store_weight(w: Writer, f: Form, a: Places, weight: str, base: str) -> None:
     if f.dot == "dpbf16":
         pairs = f'T.call_pure_extern("int32x8", "irx_to_pairs", {weight})'
-        w(f"{at('p', f'{a.p} + r * {KEYS // 2} + {j * 8}', 8)} = {pairs}")
+        w(f"{at('p', f'{a.p} + r * {KEYS // 2} + j * 8', 8)} = {pairs}")
         return
     scaled = weight
     if f.storage == "i8":
-        scaled = f"{weight} * {at('v_scale', f'{a.scales} + {a.first} + {j * BLOCK}')}"
-    w(f"{at('s', f'{base} + {j * BLOCK}')} = {scaled}")
+        scaled = f"{weight} * {at('v_scale', f'{a.scales} + {a.first} + j * {BLOCK}')}"
+    w(f"{at('s', f'{base} + j * {BLOCK}')} = {scaled}")
 
 
 def values(w: Writer, f: Form, a: Places) -> None:
@@ -198,31 +206,37 @@ def values(w: Writer, f: Form, a: Places) -> None:
 
 
 def _values(w: Writer, f: Form, a: Places, first: int, count: int) -> None:
+    """`count` vectors of the rows' outputs, again one small buffer a row."""
     pairs = f.storage == "bf16"
-    sums = {}
-    for i in range(f.rows):
-        for v in range(count):
-            place = at("o", f"{a.o} + (chunk * {f.rows} + {i}) * {f.v_width} + {(first + v) * 16}")
-            sums[i, v] = (place, w.register(place))
+    sums = [w.local(count * 16) for _ in range(f.rows)]
+    start = whole(w, f"{a.o} + chunk * {f.rows * f.v_width} + {first * 16}")
+    with w.block(f"for c in T.unroll({count}):"):
+        for i, total in enumerate(sums):
+            w(f"{at(total, 'c * 16')} = {at('o', f'{start} + {i * f.v_width} + c * 16')}")
+    weights = whole(
+        w, f"{a.p} + chunk * {f.rows * KEYS // 2}" if f.dot == "dpbf16" else f"{a.s} + chunk * {f.rows * KEYS}"
+    )
     used = whole(w, f"T.min({a.end} - {a.first}, {KEYS})")
-    stride = KEYS // 2 if pairs else KEYS
-    with w.block(f"for t in T.serial({f'({used} + 1) // 2' if pairs else used}):"):
-        line = whole(w, f"{a.v} + ({a.first}{' // 2' if pairs else ''} + t) * {f.v_width}")
-        found = [w.register(at("v", f"{line} + {(first + v) * 16}"), dtype=VALUES[f.storage]) for v in range(count)]
-        for i in range(f.rows):
-            row = f"(chunk * {f.rows} + {i})"
-            for v in range(count):
-                total = sums[i, v][1]
-                if f.dot == "dpbf16":
-                    p = splat(f"p[{a.p} + {row} * {stride} + t]")
-                    w(f'{total} = T.call_pure_extern("float32x16", "irx_dot_pairs", {total}, {found[v]}, {p})')
-                    continue
-                lanes = [f'T.cast({found[v]}, "float32x16")'] if f.storage == "i8" else unpacked(found[v], f.storage)
-                for number, part in enumerate(lanes):
-                    key = f"t * 2 + {number}" if pairs else "t"
-                    w(f"{total} = {total} + {splat(f's[{a.s} + {row} * {KEYS} + {key}]')} * {part}")
-    for place, total in sums.values():
-        w(f"{place} = {total}")
+    line = whole(w, f"{a.v} + ({a.first}{' // 2' if pairs else ''}) * {f.v_width} + {first * 16}")
+    steps = f"({used} + 1) // 2" if pairs else used
+    with w.block(f"for t in T.serial({steps}):"), w.block(f"for c in T.unroll({count}):"):
+        found = w.register(at("v", f"{line} + t * {f.v_width} + c * 16"), dtype=VALUES[f.storage])
+        for i, total in enumerate(sums):
+            _add_values(w, f, at(total, "c * 16"), found, f"{weights} + {i * KEYS // (2 if f.dot == 'dpbf16' else 1)}")
+    with w.block(f"for c in T.unroll({count}):"):
+        for i, total in enumerate(sums):
+            w(f"{at('o', f'{start} + {i * f.v_width} + c * 16')} = {at(total, 'c * 16')}")
+
+
+def _add_values(w: Writer, f: Form, total: str, found: str, weights: str) -> None:
+    if f.dot == "dpbf16":
+        p = splat(f"p[{weights} + t]")
+        w(f'{total} = T.call_pure_extern("float32x16", "irx_dot_pairs", {total}, {found}, {p})')
+        return
+    lanes = [f'T.cast({found}, "float32x16")'] if f.storage == "i8" else unpacked(found, f.storage)
+    for number, part in enumerate(lanes):
+        key = f"t * 2 + {number}" if len(lanes) > 1 else "t"
+        w(f"{total} = {total} + {splat(f's[{weights} + {key}]')} * {part}")
 
 
 def begin(w: Writer, f: Form, a: Places) -> None:
@@ -230,9 +244,5 @@ def begin(w: Writer, f: Form, a: Places) -> None:
     with w.block(f"for r in T.serial({a.count}):"):
         w(f"m[{a.m} + r] = T.float32({LOWEST})")
         w(f"{at('l', f'{a.l} + r * {BLOCK}')} = {constant(0.0)}")
-        for v in range(f.v_width // 16):
-            w(f"{at('o', f'{a.o} + r * {f.v_width} + {v * 16}')} = {constant(0.0)}")
-
-
-def _reduced(how: str, value: str) -> str:
-    return f'T.call_llvm_pure_intrin("float32", "llvm.vector.reduce.{how}", {value})'
+        with w.block(f"for c in T.serial({f.v_width // 16}):"):
+            w(f"{at('o', f'{a.o} + r * {f.v_width} + c * 16')} = {constant(0.0)}")
