@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import irx.ops  # noqa: F401  declares the ops that a text names
+from irx.backends.tvm.checking import wrong
 from irx.backends.tvm.codegen import compile_kernels, missing, try_kernels
 from irx.backends.tvm.kernel import Kernel
 from irx.backends.tvm.knobs import Book, Recorded
@@ -61,14 +62,17 @@ class TvmBackend:
     def build(self, program: Program, graph: Graph, device: Device) -> dict[str, bytes]:
         """The graph as text, and every kernel of it: `<symbol>.o` and `<symbol>.py`.
 
-        A kernel that does not compile leaves its regions to torch, which the ledger tells; with IRX_DEBUG it is an
-        error.
+        A kernel that does not compile or whose result is off leaves its regions to torch, which the ledger tells; with
+        IRX_DEBUG it is an error.
         """
         refused: dict[str, str] = {}
         book = Book(device)
         while True:
-            kernels = _kernels(Lowering(Choices(device, book), refused).steps(graph))
+            steps = Lowering(Choices(device, book), refused).steps(graph)
+            kernels = _kernels(steps)
             objects, failures = try_kernels(kernels, device)
+            if not failures and runs_here(device):
+                failures = wrong(program, steps, objects)
             if not failures:
                 break
             if os.environ.get("IRX_DEBUG", "0") not in ("", "0"):
@@ -81,7 +85,7 @@ class TvmBackend:
 
     def latency(self, program: Program, graph: Graph, device: Device) -> Latency | str:
         """The sum of the graph's regions, each timed alone on this machine."""
-        if not device.features <= host_cpu().features:
+        if not runs_here(device):
             return f"this machine is no {device.name}"
         if sum(int(str(tensor_bytes(weight.tensor))) for weight in program.used_weights()) < SMALLEST_MEASURED:
             return f"the model has less than {SMALLEST_MEASURED >> 20} MiB of weights, too little to tell passes apart"
@@ -102,6 +106,11 @@ class TvmBackend:
 
 
 BACKEND = TvmBackend()
+
+
+def runs_here(device: Device) -> bool:
+    """True where this machine has all features of the device."""
+    return device.features <= host_cpu().features
 
 
 def _kernels(steps: Steps) -> list[Kernel]:

@@ -12,13 +12,11 @@ from torch import Tensor
 from irx.backends.torch.plan import Plan as TorchPlan
 from irx.backends.tvm.layouts.layout import Layout, Plain
 from irx.backends.tvm.lowered import Data, PackedPart
+from irx.backends.tvm.sites import alone
 from irx.backends.tvm.steps import Step, Steps
-from irx.ir.dims import symbol
 from irx.ir.graph import Graph, Literal, Value, Weight
 from irx.ir.opdef import Array
 from irx.ir.regions import expanded
-from irx.ir.sizes import used_sizes
-from irx.ir.types import TensorType
 from irx.runtime.store import Stored, WeightStore
 from irx.runtime.tensors import Packed, from_numpy, to_numpy
 
@@ -36,7 +34,7 @@ class Constants:
         """Take the weights from `store`."""
         for step in self._steps.steps:
             if step.lowered is None:
-                self.torch[step] = TorchPlan(expanded(alone(step)), torch.device("cpu"))
+                self.torch[step] = TorchPlan(expanded(alone(step.site)[0]), torch.device("cpu"))
                 self.torch[step].bind(store)
                 for value in step.site.operands:
                     if value in self._steps.constants:
@@ -146,21 +144,3 @@ def _aligned(tensor: Tensor) -> Tensor:
     room = torch.empty(size + 64, dtype=torch.uint8)
     copy = room[:size].view(tensor.dtype).view(tensor.shape)
     return copy.copy_(tensor)
-
-
-def alone(step: Step) -> Graph:
-    """A graph of one step, with its weights as weights and everything else as inputs.
-
-    Last come inputs u8[S] for every named size S, because what a node needs is not always an axis of its operands.
-    """
-    graph = Graph(step.site.name)
-    node = step.site.node
-    mapping: dict[Value, Value] = {}
-    for value in dict.fromkeys(step.site.operands):
-        if not isinstance(value, Weight | Literal):
-            mapping[value] = graph.add_input(value.name, value.type)
-    made = graph.add_copy(node, mapping)
-    graph.set_outputs({f"out{i}": value for i, value in enumerate(made.outputs)})
-    for name in used_sizes(graph):
-        graph.add_input(name, TensorType((symbol(name),), "u8"))
-    return graph

@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 
-from irx.ir.graph import Graph, Literal, Node, Value
+from irx.ir.dims import symbol
+from irx.ir.graph import Graph, Literal, Node, Value, Weight
+from irx.ir.sizes import dims_of, used_sizes
+from irx.ir.types import TensorType
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +43,26 @@ class Site:
                 if inner is value:
                     return outer
         raise KeyError(value.name)
+
+
+def alone(site: Site) -> tuple[Graph, Site]:
+    """A graph of one site, with its weights as weights and all else as inputs, and the site in it.
+
+    Last come inputs u8[S] for every named size S that is no axis of an operand, because a node may need it all the
+    same.
+    """
+    graph = Graph(site.name)
+    mapping: dict[Value, Value] = {}
+    for value in dict.fromkeys(site.operands):
+        if not isinstance(value, Weight):
+            mapping[value] = graph.add_input(value.name, value.type)
+    made = graph.add_copy(site.node, mapping)
+    graph.set_outputs({f"out{i}": value for i, value in enumerate(made.outputs)})
+    axes = {dim for value in graph.inputs for dim in dims_of(value.type)}
+    for name in used_sizes(graph):
+        if symbol(name) not in axes:
+            graph.add_input(name, TensorType((symbol(name),), "u8"))
+    return graph, Site(made, site.body, tuple(mapping.get(v, v) for v in site.operands), made.outputs)
 
 
 class Bodies:

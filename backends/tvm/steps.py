@@ -34,7 +34,7 @@ class Steps:
 
 
 class Lowering:
-    """Applies the rules, once for each body. `refused` are kernels that do not compile, by symbol with the reason."""
+    """Applies the rules, once for each body. `refused` are kernels not to use, by symbol, each with the reason."""
 
     def __init__(self, choices: Choices, refused: Mapping[str, str] | None = None) -> None:
         self._choices = choices
@@ -81,7 +81,7 @@ class Lowering:
             failed = next((k for k in lowered.kernels if k.symbol in self._refused), None)
             if failed is None:
                 return lowered
-            reasons.append(f"the kernel {failed.name} does not compile: {self._refused[failed.symbol]}")
+            reasons.append(f"the kernel {failed.name} is refused: {self._refused[failed.symbol]}")
         return "; ".join(reasons) or f"no rule makes kernels of {_ops(body)}"
 
 

@@ -11,37 +11,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 import irx.ops  # noqa: F401  declares the ops that a text names
-from irx.analysis.inputs import random_inputs
-from irx.analysis.random_weights import bind_random_weights
-from irx.analysis.reference import evaluate
+from irx.backends.tvm.checking import bound_plan, error, limit_of
 from irx.backends.tvm.codegen import compile_kernels
 from irx.backends.tvm.knobs import task
 from irx.backends.tvm.lowered import Case, Choices, Lowered, default_schedule
 from irx.backends.tvm.measure import kernels_of, ring_of, times
-from irx.backends.tvm.plan import Plan
-from irx.backends.tvm.sites import Site
+from irx.backends.tvm.sites import alone
 from irx.backends.tvm.steps import Lowering, Step
 from irx.ir.excerpt import excerpt
-from irx.ir.graph import Graph, Value, Weight
+from irx.ir.graph import Graph
 from irx.ir.parser import parse
 from irx.ir.printer import print_program
 from irx.ir.program import Program
 from irx.ir.sizes import used_sizes
-from irx.ir.types import is_packed
-from irx.ops.cache import KVArrays
-from irx.rewrite.check import difference
-from irx.runtime.arrays import run_graph
-from irx.runtime.snapshot import tensor_of
-from irx.runtime.store import WeightStore
 from irx.target import Device, Target
 from irx.tuning import Choice, Outcome, Schedule, Task
 
 MANY = 128  # rows that stand for any number above the last limit
-LIMITS = {"packed": 1e-4, "f32": 1e-5, "bf16": 2e-2, "f16": 4e-3}
 
 
 @dataclass
@@ -78,12 +67,14 @@ def run(args: dict[str, Any], schedule: Schedule) -> Outcome:
     device = Target.parse(args["device"], ("tvm",)).device
     steps = Lowering(Choices(device, chosen)).steps(graph)
     (step,) = steps.steps
+    site = step.site
     if step.lowered is None:
         return Outcome(failure=step.reason)
     objects = compile_kernels(kernels_of(step, args["sizes"]), device)
-    error = _error(program, graph, Plan(graph, steps, objects), args["sizes"])
+    plan = bound_plan(program, graph, site, step, objects)
+    off = error(program, graph, plan, args["sizes"])
     seconds = times(ring_of(step, args["uses"]), args["sizes"], objects)
-    return Outcome(tuple(seconds), error, _limit(step))
+    return Outcome(tuple(seconds), off, limit_of(step))
 
 
 def _tasks_of(program: Program, step: Step, uses: int, device: Device) -> list[Task]:
@@ -100,7 +91,7 @@ def _tasks_of(program: Program, step: Step, uses: int, device: Device) -> list[T
             continue
         sizes = _sizes(step, case)
         args = {
-            "program": print_program(excerpt(program, _alone(step))),
+            "program": print_program(excerpt(program, alone(step.site)[0])),
             "device": device.name,
             "template": template,
             "bucket": bucket,
@@ -119,7 +110,7 @@ def _another(one: Task) -> tuple[list[str], list[Choice]]:
 
 
 def _lowered(step: Step, device: Device, schedule: Any) -> Lowered | None:
-    graph = _alone(step)
+    graph = alone(step.site)[0]
     (made,) = Lowering(Choices(device, schedule)).steps(graph).steps
     return made.lowered
 
@@ -138,39 +129,9 @@ def _case_of(step: Step, device: Device, asked: tuple[str, str], knobs: Mapping[
 
 def _sizes(step: Step, case: Case) -> dict[str, int]:
     """Sizes that the case serves: as many rows as it takes."""
-    names = list(used_sizes(_alone(step)))
+    names = list(used_sizes(alone(step.site)[0]))
     sizes = dict.fromkeys(names, 1)
     longest = next((n for n in ("S", "R", "B", *names) if n in sizes), None)
     if longest is not None:
         sizes[longest] = case.most or MANY
     return sizes
-
-
-def _alone(step: Step) -> Graph:
-    """A graph of this region alone."""
-    graph = Graph("kernel")
-    mapping: dict[Value, Value] = {}
-    for value in dict.fromkeys(step.site.operands):
-        if not isinstance(value, Weight):
-            mapping[value] = graph.add_input(value.name, value.type)
-    made = graph.add_copy(step.site.node, mapping)
-    graph.set_outputs({f"out{i}": value for i, value in enumerate(made.outputs)})
-    return graph
-
-
-def _error(program: Program, graph: Graph, plan: Plan, sizes: Mapping[str, int]) -> float:
-    """max|y - y0| / max|y0| against the oracle on random data."""
-    bind_random_weights(program.weights)
-    inputs = random_inputs(graph, sizes)
-    expected = evaluate(graph, inputs, sizes, program.weights)
-    plan.bind(WeightStore(lambda weight: tensor_of(program.weights, weight), torch.device("cpu")))
-    made = run_graph(plan, inputs, torch.device("cpu"))
-    pairs = zip(made, expected, strict=True)
-    return max((difference(np.asarray(y), y0) for y, y0 in pairs if not isinstance(y0, KVArrays)), default=0.0)
-
-
-def _limit(step: Step) -> float:
-    site: Site = step.site
-    if any(is_packed(v.tensor.dtype) for v in site.operands if isinstance(v, Weight)):
-        return LIMITS["packed"]
-    return max((LIMITS.get(v.dtype, 1e-5) for v in site.results if hasattr(v.type, "dtype")), default=1e-5)

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from irx.ir.graph import Graph, Node
 from irx.ir.program import Program
+from irx.pipeline.latency import Latency as Latency
 from irx.runtime.kernel import GraphKernel
 from irx.target import Device
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Seconds, and the band within which two measurements of the same thing lie."""
-
-    seconds: float
-    noise: float
 
 
 class Backend(Protocol):

@@ -14,9 +14,9 @@ from typing import TypeAlias
 from irx.ir.excerpt import main_graph
 from irx.ir.program import Program
 from irx.ledger import KEPT, Ledger
-from irx.pipeline.backend import Latency
 from irx.pipeline.base import Context, Effect, Pass, Stage
 from irx.pipeline.instruments.base import Instrument, Kept, Verdict
+from irx.pipeline.latency import Latency
 from irx.pipeline.oracle import reading
 from irx.rewrite.report import Fuel
 
