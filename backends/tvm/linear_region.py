@@ -63,8 +63,8 @@ class EpilogueOperand:
 class LinearRegion:
     """A parsed body. `n` and `k` are output and input columns, `rows` is the product of all leading axes of x.
 
-    `activations` says how x meets the weights: f32, bf16 (its values are bfloat16 numbers), or a8 (every `group` elements
-    share a scale, as `round_activations` does it). `outputs` pairs every output of the body with the product's or the
+    `activations` says how x meets the weights: f32, bf16 (its values are bfloat16 numbers), or a8 (each `group` of
+    elements shares a scale, as `round_activations` does it). `outputs` pairs every output of the body with the product's or the
     epilogue's value that it holds; outputs that are reshaped have the same bytes.
     """
 

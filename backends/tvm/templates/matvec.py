@@ -85,9 +85,10 @@ def matvec_kernel(shape: Shape, prepares: bool) -> Kernel:
     if prepares:
         with w.block("for row in T.serial(rows):"):
             emit_row_input(w, shape, "row", w.let(f"{origin} + row * {row_bytes}"))
-    with w.block(f"for unit in T.serial(({shape.units} * tid) // nt, ({shape.units} * (tid + 1)) // nt):"):
-        with w.block(f"for block in T.serial((rows + {shape.most - 1}) // {shape.most}):"):
-            _unit(w, shape, origin)
+    blocks = f"for block in T.serial((rows + {shape.most - 1}) // {shape.most}):"
+    units = f"for unit in T.serial(({shape.units} * tid) // nt, ({shape.units} * (tid + 1)) // nt):"
+    with w.block(units), w.block(blocks):
+        _unit(w, shape, origin)
     inputs = input_parameters(shape.region) if prepares or shape.is_direct else ()
     scratch = () if shape.is_direct else (Pointer("scratch", "uint8"),)
     totals = (Pointer("totals", "float32"),) if totals_bytes(shape) else ()

@@ -1,8 +1,8 @@
 """Preparing rows of x: norm, rounding, and the form in which the products want them.
 
 A prepared row lies in scratch memory, its parts at `Shape.row_places`: `x` as float32, as bfloat16, or as planes of
-bytes; `scales` of the groups of planes (float32); `sums` of groups, for codes whose zero is not 0 or that have a minimum
-(int32 `-zero * sum of codes` with planes of zero-based codes, else the float32 sum of the values).
+bytes; `scales` of the groups of planes (float32); `sums` of groups, for codes whose zero is not 0 or that have a
+minimum (int32 `-zero * sum of codes` with planes of zero-based codes, else the float32 sum of the values).
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class RowValues:
             self._statistics(self.region.norm.eps, centred=self.region.norm.op == "layer_norm")
 
     def raw(self, k: str, lanes: int) -> str:
+        """`lanes` elements of x as they are."""
         return self.w.load("x", f"{self.start} + {k}", self.region.x.dtype, lanes)
 
     def at(self, k: str, lanes: int) -> str:
@@ -195,6 +196,7 @@ def scale_of(w: Writer, largest: str, codes: int) -> tuple[str, str]:
 
 
 def magnitude(value: str, lanes: int) -> str:
+    """|value|."""
     return f'T.call_llvm_pure_intrin("{typed("float32", lanes)}", "llvm.fabs", {value})'
 
 

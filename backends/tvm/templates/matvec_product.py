@@ -278,12 +278,12 @@ class _Product:
         words = step // coding.codes_in_word
         with self.w.block(f"for i in T.unroll({self.most * self.vectors}):"):
             self.w(f"{at(self.totals, f'i * {LANES}')} = {constant(0.0)}")
-        with self.w.block(f"for g in T.serial({self.shape.region.k // step}):"):
-            with self.w.block(f"for v in T.unroll({self.vectors}):"):
-                sums = [self.w.register(constant(0.0)) for _ in range(self.most)]
-                with self.w.block(f"for kk in T.serial({words}):"):
-                    self._float_words(coding, starts, sums, f"g * {words} + kk")
-                self._scale_floats(coding, starts, step, sums)
+        groups = f"for g in T.serial({self.shape.region.k // step}):"
+        with self.w.block(groups), self.w.block(f"for v in T.unroll({self.vectors}):"):
+            sums = [self.w.register(constant(0.0)) for _ in range(self.most)]
+            with self.w.block(f"for kk in T.serial({words}):"):
+                self._float_words(coding, starts, sums, f"g * {words} + kk")
+            self._scale_floats(coding, starts, step, sums)
 
     def _float_words(self, coding: Coding, starts: dict[str, str], sums: list[str], entry: str) -> None:
         word = self.w.register(self.words("codes", starts["codes"], entry, "v"), dtype="int32")

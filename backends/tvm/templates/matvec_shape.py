@@ -118,7 +118,9 @@ def way(region: LinearRegion, layouts: tuple[Tiles, ...], device: Device) -> str
 
 def _fits(group: int, layouts: tuple[Tiles, ...]) -> bool:
     """True where groups of x and of the weights are nested."""
-    nested = (layout.coding and not max(group, layout.coding.group) % min(group, layout.coding.group) for layout in layouts)
+    nested = (
+        layout.coding and not max(group, layout.coding.group) % min(group, layout.coding.group) for layout in layouts
+    )
     return group % LANES == 0 and group <= 256 and all(nested)
 
 
