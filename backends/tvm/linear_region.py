@@ -64,8 +64,8 @@ class LinearRegion:
     """A parsed body. `n` and `k` are output and input columns, `rows` is the product of all leading axes of x.
 
     `activations` says how x meets the weights: f32, bf16 (its values are bfloat16 numbers), or a8 (each `group` of
-    elements shares a scale, as `round_activations` does it). `outputs` pairs every output of the body with the product's or the
-    epilogue's value that it holds; outputs that are reshaped have the same bytes.
+    elements shares a scale, as `round_activations` does it). `outputs` pairs every output of the body with the value
+    of a product or of the epilogue that it holds; outputs that are reshaped have the same bytes.
     """
 
     body: Graph
@@ -141,7 +141,7 @@ class _Parser:
             if node is None or node.op.name not in ("dequantize", "cast", "permute") or len(node.inputs) != 1:
                 raise Refusal(f"the weight %{value.name} is computed in the region")
             if node.op.name == "permute":
-                turned = not turned if tuple(node.attr("order") or ()) == (1, 0) else turned
+                turned = not turned if node.attr("order") == (1, 0) else turned
             source = node.inputs[0]
             assert source is not None
             if node.op.name == "cast" and not _keeps(source.dtype, value.dtype):

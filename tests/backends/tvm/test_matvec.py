@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from tests.backends.tvm.lowered_run import choices, run_lowered
 
 import irx.ops  # noqa: F401 - registers the ops that the texts name
 from irx.analysis.reference import evaluate
@@ -20,6 +19,7 @@ from irx.ir.weights import Weights
 from irx.target import Device
 from irx.target.device import find_device
 from irx.target.host import host_cpu
+from tests.backends.tvm.lowered_run import choices, run_lowered
 
 AVX2 = find_device("cpu-avx2")
 FLOAT32, PACKED, BF16 = 1e-5, 1e-4, 1e-2
