@@ -1,4 +1,4 @@
-"""Products of many rows with a weight (prefill, encoders): register tiles of rows and columns, one tile of weights for all.
+"""Products of many rows with a weight (prefill, encoders), in register tiles of rows and columns.
 
     rows of x as the product wants them            (a kernel of its own, unless x is that already)
     for my register tiles, column by column: [convert the tile of weights] -> sums in registers -> epilogue -> outputs
@@ -10,6 +10,7 @@ both compute is equal.
 
 from __future__ import annotations
 
+from irx.backends.tvm.amx import functions, statement
 from irx.backends.tvm.kernel import Kernel, Parameter, Pointer, Size
 from irx.backends.tvm.layouts.tiles import Tiles
 from irx.backends.tvm.linear_region import LinearRegion
@@ -51,13 +52,21 @@ def gemm_kernel(shape: Shape) -> Kernel:
     w = Writer()
     blocks = w.let(f"(rows + {shape.block - 1}) // {shape.block}", "blocks")
     start = w.let(f"({shape.units} * {blocks} * tid) // nt", "start")
+    if shape.uses_matrices:
+        w(statement("configure"))
     with w.block(f"for u in T.serial({start}, ({shape.units} * {blocks} * (tid + 1)) // nt):"):
         _register_tile(w, shape, blocks, start)
+    if shape.uses_matrices:
+        w(statement("release"))
     own = [Pointer(name, dtype) for name, (dtype, _) in _own_memory(shape).items()]
     region = shape.region
     products = product_parameters(region, shape.layouts)
     parameters = (Size("rows"), *_row_parameters(shape), *products, *own, *epilogue_parameters(region))
-    return Kernel("gemm", parameters, w.text(), NEEDED[shape.way], note=_title(shape))
+    return Kernel("gemm", parameters, w.text(), _llvm(shape), note=_title(shape))
+
+
+def _llvm(shape: Shape) -> str:
+    return NEEDED[shape.way] + (functions(shape.vectors) if shape.uses_matrices else "")
 
 
 def _title(shape: Shape) -> str:

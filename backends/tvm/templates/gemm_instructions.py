@@ -49,6 +49,7 @@ NEEDED = {
     "halves": PAIRS + WORDS + HALVES,
     "words": DOT_WORDS + WORDS,
     "bytes": "",
+    "split": PAIRS,
 }
 """What the kernels of each way import."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from irx.backends.tvm.amx import statement
 from irx.backends.tvm.templates.gemm_instructions import dot
 from irx.backends.tvm.templates.gemm_shape import Shape
 from irx.backends.tvm.writer import LANES, Writer, at, constant, splat
@@ -12,8 +13,11 @@ from irx.backends.tvm.writer import LANES, Writer, at, constant, splat
 def emit_product(w: Writer, shape: Shape, product: int, tile: str, offset: str, first: str) -> None:
     """The sums of rows `first` and following."""
     block = _Block(w, shape, product, tile, offset, first)
-    sums = block.grouped() if shape.group else block.plain()
     base = f"(tid * {len(shape.layouts)} + {product}) * {shape.block * shape.columns}"
+    if shape.uses_matrices:
+        block.matrices(base)
+        return
+    sums = block.grouped() if shape.group else block.plain()
     for m in range(shape.block):
         for v in range(shape.vectors):
             w(f"{at('totals', f'{base} + {(m * shape.vectors + v) * LANES}')} = {sums[m][v]}")
@@ -39,7 +43,6 @@ class _Block:
         self.w, self.shape, self.product, self.first = w, shape, product, first
         self.weights = self._weights(tile, offset)
         self.x = kept(w, f"{first} * {shape.stride}")
-        self.sums = [self._registers(constant(0.0), "float32") for _ in range(shape.block)]
 
     def _weights(self, tile: str, offset: str) -> _Weights:
         shape, w, i = self.shape, self.w, self.product
@@ -55,31 +58,50 @@ class _Block:
 
     def plain(self) -> list[list[str]]:
         """Without groups: one sum over all words."""
-        self._words(self.sums, "0", self.shape.words)
-        return self.sums
+        sums = [self._registers(constant(0.0), "float32") for _ in range(self.shape.block)]
+        for of_x, of_weights in self._parts():
+            self._words(sums, "0", self.shape.words, of_x * self.shape.words, of_weights * self.shape.words)
+        return sums
 
-    def _words(self, sums: list[list[str]], first: str, count: int) -> None:
-        """Add the products of `count` words from word `first` on."""
+    def _parts(self) -> tuple[tuple[int, int], ...]:
+        """Which parts of x meet which of the weights; the product of both rests is below what is kept."""
+        return ((0, 0), (1, 0), (0, 1)) if self.shape.way == "split" else ((0, 0),)
+
+    def matrices(self, base: str) -> None:
+        """All words by AMX, sums stored in `totals` from `base` on."""
+        shape, weights = self.shape, self.weights
+        self.w(statement("zero"))
+        for of_x, of_weights in self._parts():
+            x = f"T.address_of(words[{self.x} + {of_x * shape.words}])"
+            first = f"T.address_of({weights.buffer}[{weights.start} + {of_weights * shape.words * weights.stride}])"
+            steps = (shape.stride * 4, weights.stride * 4, shape.words // LANES)
+            row, depth, count = (f"T.int64({number})" for number in steps)
+            self.w(statement("multiply", x, row, first, depth, count))
+        self.w(statement("store", f"T.address_of(totals[{base}])", f"T.int64({shape.columns * 4})"))
+
+    def _words(self, sums: list[list[str]], first: str, count: int, x_shift: int = 0, shift: int = 0) -> None:
+        """Add the products of `count` words from word `first` on; shifts say how far behind it x and weights lie."""
         unroll = self.shape.unroll
         if count // unroll > 1:
             with self.w.block(f"for step in T.serial({count // unroll}):"):
                 for j in range(unroll):
-                    self._word(sums, f"{first} + step * {unroll} + {j}")
+                    self._word(sums, f"{first} + step * {unroll} + {j}", x_shift, shift)
         else:
             unroll = count + 1
         for j in range(count - count % unroll, count):
-            self._word(sums, f"{first} + {j}")
+            self._word(sums, f"{first} + {j}", x_shift, shift)
 
-    def _word(self, sums: list[list[str]], word: str) -> None:
+    def _word(self, sums: list[list[str]], word: str, x_shift: int, shift: int) -> None:
+        start = f"{self.weights.start} + ({word} + {shift}) * {self.weights.stride}"
         weights = [
             self.w.register(
-                at(self.weights.buffer, f"{self.weights.start} + ({word}) * {self.weights.stride} + {v * LANES}"),
+                at(self.weights.buffer, f"{start} + {v * LANES}"),
                 dtype=self.weights.dtype,
             )
             for v in range(self.shape.vectors)
         ]
         for m, row in enumerate(sums):
-            x = splat(f"words[{self.x} + {m * self.shape.stride} + {word}]")
+            x = splat(f"words[{self.x} + {m * self.shape.stride + x_shift} + {word}]")
             for total, weight in zip(row, weights, strict=True):
                 self.w(f"{total} = {dot(self.shape.way, total, weight, x)}")
 
@@ -87,14 +109,15 @@ class _Block:
         """Sums of codes in groups, each times its scales."""
         shape, w = self.shape, self.w
         words = shape.words * shape.group // shape.region.k
+        sums = [self._registers(constant(0.0), "float32") for _ in range(shape.block)]
         with w.block(f"for g in T.serial({shape.region.k // shape.group}):"):
             is_float = shape.way == "halves"
             codes = [self._registers(self._origin(m), "float32" if is_float else "int32") for m in range(shape.block)]
             self._words(codes, f"g * {words}", words)
             scales, minima = self._scales("s"), self._scales("m") if self._has_minimum else []
             for m, row in enumerate(codes):
-                self._scaled(m, row, scales, minima)
-        return self.sums
+                self._scaled(m, row, sums[m], scales, minima)
+        return sums
 
     @property
     def _has_minimum(self) -> bool:
@@ -121,7 +144,7 @@ class _Block:
         places = [f"{base} + {v * LANES}" for v in range(shape.vectors)]
         return [self.w.register(at(f"{name}{self.product}", place)) for place in places]
 
-    def _scaled(self, m: int, codes: list[str], scales: list[str], minima: list[str]) -> None:
+    def _scaled(self, m: int, codes: list[str], sums: list[str], scales: list[str], minima: list[str]) -> None:
         shape = self.shape
         row, groups = f"({self.first} + {m})", shape.region.k // shape.group
         x_scale = ""
@@ -129,7 +152,7 @@ class _Block:
             ratio = shape.x_group // shape.group
             group = "g" if ratio == 1 else f"g // {ratio}"
             x_scale = splat(f"scales[{row} * {shape.region.k // shape.x_group} + {group}]")
-        for v, total in enumerate(self.sums[m]):
+        for v, total in enumerate(sums):
             value = codes[v] if shape.way == "halves" else f'T.cast({codes[v]}, "float32x16")'
             factor = f"({scales[v]} * {x_scale})" if x_scale else scales[v]
             self.w(f"{total} = {total} + {value} * {factor}")

@@ -13,11 +13,11 @@ from __future__ import annotations
 from irx.backends.tvm.templates.gemm_shape import WORD, Shape
 from irx.backends.tvm.templates.matvec_input import RowValues, magnitude, rounded, scale_of
 from irx.backends.tvm.templates.matvec_instructions import reduced
-from irx.backends.tvm.writer import LANES, Writer, at, constant, splat
+from irx.backends.tvm.writer import LANES, Writer, at, bf16_bits, constant, splat, typed
 
 LARGEST_CODE = {"words": 32767, "bytes": 127}
 _VIEW = {"floats": ("xf", "float32"), "pairs": ("xh", "uint16"), "halves": ("xh", "uint16")}
-_VIEW |= {"words": ("xs", "int16"), "bytes": ("xb", "int8")}
+_VIEW |= {"words": ("xs", "int16"), "bytes": ("xb", "int8"), "split": ("xh", "uint16")}
 
 
 def emit_rows(w: Writer, shape: Shape) -> None:
@@ -36,16 +36,28 @@ def emit_rows(w: Writer, shape: Shape) -> None:
 
 
 def _plain(w: Writer, shape: Shape, values: RowValues, start: str) -> None:
-    """Values as float32 or bfloat16; the odd column of a last pair is zero."""
+    """Values as float32 or bfloat16, zeros behind the last one; where they are split, the rest behind the row."""
     view, dtype = _VIEW[shape.way][0], "f32" if shape.way == "floats" else "bf16"
-    k = shape.region.k
+    k, depth = shape.region.k, shape.words * WORD[shape.way]
     for lanes, first, count in ((LANES, 0, k // LANES), (1, k - k % LANES, k % LANES)):
         if count:
             with w.block(f"for i in T.serial({count}):"):
                 column = f"{first} + i * {lanes}"
-                w.store(view, f"{start} + {column}", dtype, values.at(column, lanes), lanes)
-    if k % WORD[shape.way]:
-        w(f"{view}[{start} + {k}] = T.uint16(0)")
+                value = values.at(column, lanes)
+                w.store(view, f"{start} + {column}", dtype, value, lanes)
+                if shape.way == "split":
+                    _store_rest(w, f"{start} + {depth} + {column}", value, lanes)
+    if depth > k:
+        with w.block(f"for i in T.serial({depth - k}):"):
+            for part in range(shape.parts):
+                w(f"{view}[{start} + {part * depth + k} + i] = T.uint16(0)")
+
+
+def _store_rest(w: Writer, place: str, value: str, lanes: int) -> None:
+    """What bfloat16 does not hold of a value, as bfloat16."""
+    top = f"T.shift_left({bf16_bits(w, value, lanes)}, {splat('T.uint32(16)', lanes)})"
+    rest = f'{value} - T.reinterpret("{typed("float32", lanes)}", {top})'
+    w.store("xh", place, "bf16", rest, lanes)
 
 
 def _sums(w: Writer, shape: Shape, values: RowValues) -> None:

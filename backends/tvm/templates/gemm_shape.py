@@ -1,18 +1,20 @@
 """What a matrix-matrix kernel is made for: the region, its layouts, how x meets the weights, and the register tile.
 
-Five ways, by weight format, precision of x and instruction set:
+Ways, by weight format, precision of x and instruction set:
 
     floats   x as float32; weights that are not float32 are widened once for each tile: any format, any processor
     pairs    bfloat16 x and weights, two columns an instruction (AVX512-BF16)
     halves   packed weights as bfloat16 codes, which are exact, bfloat16 x (AVX512-BF16)
     words    packed weights as 16-bit codes, x as 16-bit codes with a scale for each group (VNNI)
     bytes    packed weights as 8-bit codes, x as 8-bit codes with a scale for each group: a8 (VNNI)
+    split    x and weights as sums of two bfloat16 numbers, three products of pairs: a schedule may ask for it in place
+             of floats and words, and does where AMX multiplies pairs at many times the rate of float32
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from irx.backends.tvm.layouts.coding import Coding
 from irx.backends.tvm.layouts.tiles import Tiles
@@ -28,7 +30,9 @@ LARGEST_GROUP = 64
 STRIPE_BYTES = 512 << 10
 """How much of x is met by one tile after the other before the next rows follow: half of a usual second-level cache."""
 PAGE = 4096
-WORD = {"floats": 1, "pairs": 2, "halves": 2, "words": 2, "bytes": 4}
+MATRIX_DEPTH = 32
+"""Columns of x in a matrix of 16 rows of bfloat16 pairs."""
+WORD = {"floats": 1, "pairs": 2, "halves": 2, "words": 2, "bytes": 4, "split": 2}
 """Elements of x in 32 bits."""
 
 
@@ -44,11 +48,19 @@ class Shape:
     unroll: int
     stripe: int
     """Blocks of rows that meet one tile before the next tile's turn."""
+    is_split: bool = False
+    """Whether to split numbers in place of products of float32 or of 16-bit codes."""
 
     @property
     def way(self) -> str:
         """How x meets the weights."""
-        return way(self.region, self.layouts, self.device)
+        plain = way(self.region, self.layouts, self.device)
+        return "split" if self.is_split and can_split(self.region, self.layouts, self.device) else plain
+
+    @property
+    def uses_matrices(self) -> bool:
+        """True where AMX multiplies."""
+        return self.way in ("pairs", "split") and has_matrices(self.device)
 
     @property
     def columns(self) -> int:
@@ -67,21 +79,28 @@ class Shape:
 
     @property
     def words(self) -> int:
-        """Words of 32 bits in a row of x."""
+        """Words of 32 bits in a row of x, of each of its two parts where it is split."""
+        if self.uses_matrices:
+            return -(-self.region.k // MATRIX_DEPTH) * LANES
         return -(-self.region.k // WORD[self.way])
+
+    @property
+    def parts(self) -> int:
+        """Of how many numbers an element of x or of the weights is the sum."""
+        return 2 if self.way == "split" else 1
 
     @property
     def stride(self) -> int:
         """Words from one row of x to the next; in a copy never whole pages, whose rows would share cache sets."""
         if self.is_direct:
             return self.words
-        whole = -(-self.words // LANES) * LANES
+        whole = -(-self.words * self.parts // LANES) * LANES
         return whole + LANES if whole * 4 % (PAGE // 2) == 0 else whole
 
     @property
     def group(self) -> int:
         """Elements that are summed before scales are applied; 0 where there are none to apply."""
-        if self.way in ("floats", "pairs"):
+        if self.way in ("floats", "pairs", "split"):
             return 0
         smallest = min(coding.group for coding in self.codings)
         return smallest if self.way == "halves" else min(smallest, self.x_group)
@@ -116,7 +135,7 @@ class Shape:
             return False
         if self.way == "floats":
             return r.x.dtype == "f32" and r.activations == "f32" and r.k * 4 % PAGE != 0
-        return r.x.dtype == "bf16" and r.k % 2 == 0
+        return r.x.dtype == "bf16" and r.k % (MATRIX_DEPTH if self.uses_matrices else 2) == 0
 
     def is_prepared(self, product: int) -> bool:
         """True where each thread converts a tile of the weights before it multiplies."""
@@ -125,7 +144,7 @@ class Shape:
     @property
     def tile_words(self) -> int:
         """Words in a converted tile of one unit."""
-        return self.words * self.columns
+        return self.words * self.columns * self.parts
 
     def groups(self, product: int) -> int:
         """Groups of scales in a row of a packed weight."""
@@ -150,6 +169,17 @@ def way(region: LinearRegion, layouts: tuple[Tiles, ...], device: Device) -> str
     return "bytes" if _fits(region.group, layouts) else "floats"
 
 
+def has_matrices(device: Device) -> bool:
+    """True on a processor that multiplies matrices of bfloat16 pairs (AMX)."""
+    return device.features.issuperset(("amx_tile", "amx_bf16", "avx512_bf16", "avx512bw"))
+
+
+def can_split(region: LinearRegion, layouts: tuple[Tiles, ...], device: Device) -> bool:
+    """True where split numbers may stand in for float32 and for 16-bit codes."""
+    is_exact = region.activations == "f32" and way(region, layouts, device) in ("floats", "words")
+    return is_exact and device.features.issuperset(("avx512_bf16", "avx512bw"))
+
+
 def _fits(group: int, layouts: tuple[Tiles, ...]) -> bool:
     """True where groups of x and of the weights are nested."""
     sizes = [layout.coding.group for layout in layouts if layout.coding is not None]
@@ -160,11 +190,21 @@ def shape_for(region: LinearRegion, layouts: tuple[Tiles, ...], choices: Choices
     """The kernel's shape: knobs from the schedule, else what suits the registers."""
     layout = layouts[0]
     wide = "avx512f" in choices.device.features
-    vectors = min(layout.tile // LANES, 4 if wide else 1)
-    block = {4: 6, 2: 12, 1: 14 if wide else 6}[vectors]
+    vectors = min(layout.tile // LANES, 2 if wide else 1)
+    block = (10 if vectors == 2 else 14) if wide else 6
+    matrices = has_matrices(choices.device)
+    if matrices and (way(region, layouts, choices.device) == "pairs" or can_split(region, layouts, choices.device)):
+        vectors, block = min(layout.tile // LANES, 4), LANES
     stripe = max(1, STRIPE_BYTES // (block * region.k * 4))
-    defaults: dict[str, int | str] = {"block": block, "vectors": vectors, "unroll": 4, "stripe": stripe}
+    defaults: dict[str, int | str] = {
+        "block": block,
+        "vectors": vectors,
+        "unroll": 4,
+        "stripe": stripe,
+        "split": int(matrices),
+    }
     bucket = f"{layout.format}/{region.activations} {region.n}x{region.k}"
     knobs: Mapping[str, int | str] = choices.schedule("gemm", bucket, defaults)
-    block, vectors, unroll, stripe = (int(knobs[name]) for name in ("block", "vectors", "unroll", "stripe"))
-    return Shape(region, layouts, choices.device, min(block, MOST_IN_BLOCK), vectors, unroll, stripe)
+    block, vectors, unroll, stripe, split = (int(knobs[name]) for name in defaults)
+    shape = Shape(region, layouts, choices.device, min(block, MOST_IN_BLOCK), vectors, unroll, stripe, bool(split))
+    return replace(shape, block=LANES) if shape.uses_matrices else shape

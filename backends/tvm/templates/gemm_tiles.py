@@ -12,7 +12,7 @@ from irx.backends.tvm.layouts.coding import Coding
 from irx.backends.tvm.layouts.reading import half
 from irx.backends.tvm.templates.gemm_instructions import code_pairs, halves
 from irx.backends.tvm.templates.gemm_shape import Shape
-from irx.backends.tvm.writer import LANES, Writer, at, constant, splat
+from irx.backends.tvm.writer import LANES, Writer, at, bf16_bits, constant, splat
 
 LOW_HALVES = 0x0F0F0F0F
 
@@ -21,6 +21,8 @@ def emit_tile(w: Writer, shape: Shape, product: int, tile: str, offset: str) -> 
     """Convert the tile's columns from `offset` on: as many as the unit has."""
     maker = _Tile(w, shape, product, tile, offset)
     coding = maker.layout.coding
+    if shape.way == "split":
+        maker.padding()
     if coding is None:
         maker.floats()
         return
@@ -47,6 +49,33 @@ class _Tile:
         place = f"{self.base} + ({word}) * {self.shape.columns} + v * {LANES}"
         self.w(f"{at(f't{self.product}', place)} = {value}")
 
+    def put_value(self, column: str, value: str) -> None:
+        """Store 16 float32 weights of column `column`: as they are, or as halves of two words where they are split."""
+        if self.shape.way != "split":
+            self.put(column, value)
+            return
+        w, single, wide = self.w, '"float32x16"', '"uint16x16"'
+        kept = w.register(value)
+        top = w.register(bf16_bits(w, kept), dtype="uint32")
+        rest = f"{kept} - T.reinterpret({single}, T.shift_left({top}, {splat('T.uint32(16)')}))"
+        for part, bits in enumerate((top, bf16_bits(w, rest))):
+            first = (
+                f"({self.base} + (({column}) // 2 + {part * self.shape.words}) * {self.shape.columns} + v * {LANES})"
+            )
+            place = f"{first} * 2 + ({column}) % 2"
+            w(f"t{self.product}h[T.ramp({place}, 2, {LANES})] = T.cast({bits}, {wide})")
+
+    def padding(self) -> None:
+        """Zeros where the words of the tile go beyond the last column."""
+        k, words = self.shape.region.k, self.shape.words
+        self.w(f't{self.product}h = T.decl_buffer(({1 << 40},), "uint16", data=t{self.product}.data)')
+        if words * 2 == k:
+            return
+        with self.w.block(f"for d in T.serial({words - k // 2}):"):
+            with self.w.block(f"for v in T.serial({self.shape.vectors}):"):
+                for part in range(2):
+                    self.put(f"{k // 2 + part * words} + d", splat("T.int32(0)"))
+
     def floats(self) -> None:
         """Float weights, widened."""
         w, k = self.w, self.shape.region.k
@@ -58,17 +87,18 @@ class _Tile:
             if is_pairs:
                 self._pair("kk", both=True)
             else:
-                self.put("kk", half(self.source("data", "kk"), self.shape.device))
+                raw = self.source("data", "kk")
+                self.put_value("kk", raw if self.layout.format == "f32" else half(raw, self.shape.device))
         if is_pairs and k % 2:
             with w.block(f"for v in T.serial({self.shape.vectors}):"):
                 self._pair(str(k // 2), both=False)
 
     def _pair(self, entry: str, both: bool) -> None:
         pair = self.w.register(self.source("data", entry), dtype="int32")
-        self.put(f"{entry} * 2", f'T.reinterpret("float32x16", T.shift_left({pair}, {splat("16")}))')
+        self.put_value(f"{entry} * 2", f'T.reinterpret("float32x16", T.shift_left({pair}, {splat("16")}))')
         if both:
             high = f"T.bitwise_and({pair}, {splat('-65536')})"
-            self.put(f"{entry} * 2 + 1", f'T.reinterpret("float32x16", {high})')
+            self.put_value(f"{entry} * 2 + 1", f'T.reinterpret("float32x16", {high})')
 
     def scales(self, coding: Coding) -> None:
         """Scales and minima of all groups as float32."""
@@ -91,14 +121,14 @@ class _Tile:
     def codes(self, coding: Coding) -> None:
         """All codes; as values where the product takes floats."""
         step = coding.high_in_word if coding.high_bits else coding.codes_in_word
-        with self.w.block(f"for c in T.serial({self.shape.region.k // step}):"):
-            with self.w.block(f"for v in T.serial({self.shape.vectors}):"):
-                values = self._values(coding, step) if self.shape.way == "floats" else None
-                for i, quad in enumerate(self.quads(coding, step)):
-                    if values is None:
-                        self._put_codes(coding, f"c * {step // 4} + {i}", quad)
-                    else:
-                        self._put_values(coding, f"c * {step} + {4 * i}", quad, values)
+        steps, vectors = self.shape.region.k // step, self.shape.vectors
+        with self.w.block(f"for c in T.serial({steps}):"), self.w.block(f"for v in T.serial({vectors}):"):
+            values = self._values(coding, step) if not self.shape.group else None
+            for i, quad in enumerate(self.quads(coding, step)):
+                if values is None:
+                    self._put_codes(coding, f"c * {step // 4} + {i}", quad)
+                else:
+                    self._put_values(coding, f"c * {step} + {4 * i}", quad, values)
 
     def _values(self, coding: Coding, step: int) -> tuple[str, str]:
         """The scale of a step's codes, and what their products with it are added to."""
@@ -145,4 +175,4 @@ class _Tile:
         for j in range(4):
             byte = f"T.bitwise_and(T.shift_right({quad}, {splat(str(8 * j))}), {splat('255')})"
             value = f'(T.cast({byte}, "float32x16") - {constant(float(coding.zero))}) * {scale}'
-            self.put(f"{column} + {j}", f"{value} + {minimum}" if minimum else value)
+            self.put_value(f"{column} + {j}", f"{value} + {minimum}" if minimum else value)
