@@ -22,6 +22,7 @@ from irx.ir.dims import Bindings, Dim, evaluate
 from irx.ir.graph import Value, Weight
 from irx.ir.types import KVType, TensorType
 from irx.runtime.kv import KVState
+from irx.runtime.kv_planes import Plane
 from irx.runtime.profile import Timed
 from irx.runtime.tensors import TORCH
 
@@ -42,8 +43,7 @@ class Segment:
         self.steps: list[Step] = []
         self.kernels: list[str] = []
         self.late: list[tuple[int, int, Late]] = []
-        self._states: list[KVState] = []
-        self._capacities: list[int] = []
+        self._planes: list[Plane] = []
 
     def finish(self) -> None:
         """Make the table."""
@@ -61,11 +61,10 @@ class Segment:
         sides = (given, outputs)
         if self._tensors:
             self.table.set(self._tensor_places, [sides[side][i].data_ptr() for side, i in self._tensors])
-        states = [given[i] for i in self._indices]
-        capacities = [state.capacity for state in states]
-        if states != self._states or capacities != self._capacities:
+        planes = [given[i].keys for i in self._indices]  # a state that grows gets new ones, of keys and values both
+        if planes != self._planes:
             self.table.set(self._part_places, [_state_argument(given[late.index], late.part) for late in self._parts])
-            self._states, self._capacities = states, capacities
+            self._planes = planes
 
 
 def room(shape: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -29,16 +29,16 @@ class States:
         """
         if any(inputs[i].positions is not None for i in self.indices):
             return False
-        step, last = None, None
+        needed, last = 0, None
         for i, position in self._appending:
             state: KVState = inputs[i]
-            if state.step is None:
-                step = step_of(state.lengths, inputs[position].tolist())
-            elif state.step is not last:
-                step = last = state.step
+            step = state.step or step_of(state.lengths, inputs[position].tolist())
             if step is None:
                 return False
-            state.reserve(step.needed, _UNLIMITED)
+            if step is not last:
+                last, needed = step, step.needed
+            if needed > step.room:
+                state.reserve(needed, _UNLIMITED)
             state.lengths = step.lengths
         return self._known
 

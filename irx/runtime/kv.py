@@ -24,13 +24,14 @@ class Step:
     """Where the tokens of one call go. `lengths` are the rows' tokens after it, `end` is the longest of them.
 
     `uniform`: all rows are equally long and the new tokens are slots [start, end). `masks` keeps what the sites of one
-    call share.
+    call share. `room` is how many slots all states of the call are known to have: nobody else has to look.
     """
 
     start: int
     lengths: tuple[int, ...]
     uniform: bool
     masks: dict[object, Tensor | None] = field(default_factory=dict)
+    room: int = field(default=0, compare=False)
 
     @property
     def end(self) -> int:

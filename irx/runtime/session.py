@@ -124,6 +124,7 @@ class Session:
             state.step = step
         if step.needed > self._slots:
             self._reserve(step)
+        step.room = self._slots
 
     def _reserve(self, step: Step) -> None:
         limit = (self._decoder.max_length or _UNLIMITED) + (step.needed - step.end)
