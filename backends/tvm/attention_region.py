@@ -78,7 +78,7 @@ class Append:
 
 @dataclass(frozen=True)
 class Attend:
-    """An attention: to a state (`state` and `positions`) or to `k` and `v`. `mask` and `bias` are [B, H, S, T] views."""
+    """An attention: to a state (`state`, `positions`) or to `k` and `v`. `mask` and `bias` are [B, H, S, T] views."""
 
     q: Heads
     scale: float

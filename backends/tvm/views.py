@@ -1,4 +1,4 @@
-"""Views: where the elements of a reshaped, permuted or sliced tensor lie in the buffer of the tensor it is made from."""
+"""Views: where the elements of a reshaped, permuted or sliced tensor lie in the buffer of what it is made from."""
 
 from __future__ import annotations
 

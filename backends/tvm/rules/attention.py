@@ -22,9 +22,11 @@ from irx.backends.tvm.lowered import (
     Temporary,
 )
 from irx.backends.tvm.templates.append import Plain, Queries, Stored, Work, prepare
-from irx.backends.tvm.templates.attention import Sources, blocks, split
 from irx.backends.tvm.templates.attention_bias import Bias, prepare_bias
+from irx.backends.tvm.templates.attention_blocks import blocks
 from irx.backends.tvm.templates.attention_form import KEYS, Form, instructions, registers
+from irx.backends.tvm.templates.attention_kernel import Sources
+from irx.backends.tvm.templates.attention_split import split
 from irx.ir.dims import Dim
 from irx.ir.graph import Graph, Value
 from irx.ir.types import KVType

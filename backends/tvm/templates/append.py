@@ -1,4 +1,4 @@
-"""The kernel before attention: heads of queries, keys and values, normalised, rotated, and stored as attention reads them.
+"""The kernel before attention: heads of queries, keys and values, normalised, rotated, stored as attention reads them.
 
 Queries go to a temporary [B, G, S, heads of the group, width], scaled, or as the pairs or quads that dot products take.
 Keys and values go to the slots of a state, or of temporaries that are laid out alike; rotated heads that are results of

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from irx.target import Device
 
@@ -100,7 +101,7 @@ class Form:
         vectors = self.v_width // 16
         parts = -(-vectors // self.vectors)
         edges = [vectors * i // parts for i in range(parts + 1)]
-        return [(a, b - a) for a, b in zip(edges, edges[1:], strict=False)]
+        return [(a, b - a) for a, b in pairwise(edges)]
 
     @property
     def llvm(self) -> str:

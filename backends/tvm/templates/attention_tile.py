@@ -16,10 +16,19 @@ from irx.backends.tvm.writer import Writer, at, constant, splat
 
 
 @dataclass(frozen=True)
+class Sums:
+    """Where row 0's output (buffer o), maximum (m) and sum of weights, 16 lanes a row (l), are."""
+
+    o: str
+    m: str
+    total: str
+
+
+@dataclass(frozen=True)
 class Places:
     """Texts of indices, in elements, and of numbers. Buffers have fixed names: q, k, v, s (scores), o, m, l, p (pairs).
 
-    `q`, `s`, `o`, `m`, `l` (and `p`) are where row 0 of the tile's rows is, `k` the first block and `v` the first value
+    `q`, `s` (and `p`) are where row 0 of the tile's rows is, `k` the first block and `v` the first value
     of the state's head; `scales` the head's first per-token scale. `first` is the first key of the tile, `end` behind
     its last; `count` the number of rows.
     """
@@ -28,10 +37,8 @@ class Places:
     k: str
     v: str
     s: str
-    o: str
-    m: str
-    l: str
     p: str
+    sums: Sums
     scales: str
     first: str
     end: str
@@ -141,7 +148,7 @@ def softmax(w: Writer, f: Form, a: Places, row: RowTexts, unmasked: str) -> None
         weight = vector_math.exp2(w, w.register(f"{value} - {splat(now)}"))
         w(f"{added} = {added} + {weight}")
         _store_weight(w, f, a, weight, base)
-    total = at("l", f"{a.l} + r * {BLOCK}")
+    total = at("l", f"{a.sums.total} + r * {BLOCK}")
     w(f"{total} = {total} + {added}")
 
 
@@ -150,15 +157,15 @@ def _new_maximum(w: Writer, f: Form, a: Places, values: str) -> str:
     first, second, third, fourth = (at(values, str(j * BLOCK)) for j in range(KEYS // BLOCK))
     together = f"T.max(T.max({first}, {second}), T.max({third}, {fourth}))"
     highest = w.register(f'T.call_llvm_pure_intrin("float32", "llvm.vector.reduce.fmax", {together})', lanes=1)
-    before = w.register(f"m[{a.m} + r]", lanes=1)
+    before = w.register(f"m[{a.sums.m} + r]", lanes=1)
     now = w.register(f"T.max({before}, {highest})", lanes=1)
     with w.block(f"if {highest} > {before}:"):
-        w(f"m[{a.m} + r] = {now}")
+        w(f"m[{a.sums.m} + r] = {now}")
         shrink = vector_math.exp2(w, w.register(splat(f"({before} - {now})")))
-        total = at("l", f"{a.l} + r * {BLOCK}")
+        total = at("l", f"{a.sums.total} + r * {BLOCK}")
         w(f"{total} = {total} * {shrink}")
         with w.block(f"for c in T.serial({f.v_width // 16}):"):
-            out = at("o", f"{a.o} + r * {f.v_width} + c * 16")
+            out = at("o", f"{a.sums.o} + r * {f.v_width} + c * 16")
             w(f"{out} = {out} * {shrink}")
     return now
 
@@ -209,7 +216,7 @@ def _values(w: Writer, f: Form, a: Places, first: int, count: int) -> None:
     """`count` vectors of the rows' outputs, again one small buffer a row."""
     pairs = f.storage == "bf16"
     sums = [w.local(count * 16) for _ in range(f.rows)]
-    start = whole(w, f"{a.o} + chunk * {f.rows * f.v_width} + {first * 16}")
+    start = whole(w, f"{a.sums.o} + chunk * {f.rows * f.v_width} + {first * 16}")
     with w.block(f"for c in T.unroll({count}):"):
         for i, total in enumerate(sums):
             w(f"{at(total, 'c * 16')} = {at('o', f'{start} + {i * f.v_width} + c * 16')}")
@@ -239,10 +246,10 @@ def _add_values(w: Writer, f: Form, total: str, found: str, weights: str) -> Non
         w(f"{total} = {total} + {splat(f's[{weights} + {key}]')} * {part}")
 
 
-def begin(w: Writer, f: Form, a: Places) -> None:
-    """Nothing seen yet: for all rows."""
-    with w.block(f"for r in T.serial({a.count}):"):
-        w(f"m[{a.m} + r] = T.float32({LOWEST})")
-        w(f"{at('l', f'{a.l} + r * {BLOCK}')} = {constant(0.0)}")
+def begin(w: Writer, f: Form, sums: Sums, count: str) -> None:
+    """Nothing seen yet: for `count` rows."""
+    with w.block(f"for r in T.serial({count}):"):
+        w(f"m[{sums.m} + r] = T.float32({LOWEST})")
+        w(f"{at('l', f'{sums.total} + r * {BLOCK}')} = {constant(0.0)}")
         with w.block(f"for c in T.serial({f.v_width // 16}):"):
-            w(f"{at('o', f'{a.o} + r * {f.v_width} + c * 16')} = {constant(0.0)}")
+            w(f"{at('o', f'{sums.o} + r * {f.v_width} + c * 16')} = {constant(0.0)}")

@@ -1,0 +1,60 @@
+"""Attention of many queries, without a matrix of scores: a block of queries against the tiles of keys that it sees."""
+
+from __future__ import annotations
+
+from irx.backends.tvm.arguments import whole
+from irx.backends.tvm.lowered import Call, Temporary
+from irx.backends.tvm.templates.attention_form import BLOCK, KEYS, Form
+from irx.backends.tvm.templates.attention_kernel import (
+    AttentionKernel,
+    Sources,
+    declare_result,
+    sink_of,
+    tile_span,
+    weight_inverse_below,
+)
+from irx.backends.tvm.templates.attention_tile import Sums, begin
+from irx.backends.tvm.writer import at
+
+
+def blocks(f: Form, x: Sources, queries: int) -> Call:
+    """Attention of many queries, `queries` of them (and all heads that share a KV head) at a time."""
+    kernel = AttentionKernel(f, x)
+    kernel.read()
+    w, add = kernel.w, kernel.arguments.pointer
+    rows = -(-queries * f.shared // f.rows) * f.rows
+    for name, width in (("o", f.v_width), ("m", 16), ("l", BLOCK), ("s", KEYS)):
+        add(name, "float32", Temporary(f"block_{name}", rows * width * 4, per_thread=True))
+    if f.dot == "dpbf16":
+        add("p", "int32", Temporary("block_p", rows * KEYS * 2, per_thread=True))
+    declare_result(kernel)
+    strides = [kernel.arguments.size(n) for n in x.out_strides]
+    heads = whole(w, f"{kernel.batch} * {f.groups}")
+    parts = whole(w, f"({kernel.length} + {queries - 1}) // {queries}")
+    # Later queries see more keys: they go first, and threads take turns.
+    with w.block(f"for turn in T.serial(({parts} * {heads} - tid + nt - 1) // nt):"):
+        task = whole(w, "tid + turn * nt")
+        first = whole(w, f"({parts} - 1 - {task} // {heads}) * {queries}")
+        b, g = whole(w, f"({task} % {heads}) // {f.groups}"), whole(w, f"{task} % {f.groups}")
+        _block(kernel, b, g, first, queries, rows, strides)
+    return kernel.arguments.call("attention_blocks", w, f"attention to {f.storage} keys, in blocks", llvm=f.llvm)
+
+
+def _block(kernel: AttentionKernel, b: str, g: str, first: str, queries: int, rows: int, strides: list[str]) -> None:
+    w, f = kernel.w, kernel.f
+    last = whole(w, f"T.min({first} + {queries}, {kernel.length})")
+    count = whole(w, f"({last} - {first}) * {f.shared}")
+    sums = Sums(*(whole(w, f"tid * {rows * width}") for width in (f.v_width, 16, BLOCK)))
+    begin(w, f, sums, count)
+    lowest, latest, least, most = kernel.bounds(b, first, last)
+    start, tiles = tile_span(w, lowest, most)
+    q_row = whole(w, f"(({b} * {f.groups} + {g}) * {kernel.length} + {first}) * {f.shared}")
+    with kernel.tiles(start, f"({start} + {tiles})") as tile:
+        a = kernel.places(b, g, q_row, sums, f"tid * {rows}", tile, most, count)
+        kernel.fold(a, b, g, first, f"{tile} >= {latest} and {tile} + {KEYS} <= {least}")
+    with w.block(f"for r in T.serial({count}):"):
+        head = f"({g} * {f.shared} + r % {f.shared})"
+        sink = sink_of(kernel, head)
+        top = w.register(f"m[{sums.m} + r]", lanes=1)
+        scale = weight_inverse_below(w, at("l", f"{sums.total} + r * {BLOCK}"), sink, top)
+        kernel.write(f"{sums.o} + r * {f.v_width}", scale, b, head, f"({first} + r // {f.shared})", strides)

@@ -1,0 +1,213 @@
+"""What the kernels of attention over blocked keys share: their buffers and sizes, what rows see, and results.
+
+`attention_split` gives every thread the same number of tiles of 64 keys, for a few queries; `attention_blocks` computes
+blocks of queries, for many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from irx.backends.tvm import vector_math
+from irx.backends.tvm.arguments import Arguments, total, whole
+from irx.backends.tvm.lowered import Binding, Temporary
+from irx.backends.tvm.templates.attention_form import BLOCK, ELEMENT, KEYS, LOG2_E, VALUES, Form
+from irx.backends.tvm.templates.attention_tile import Places, RowTexts, Sums, scores, softmax, values
+from irx.backends.tvm.writer import Writer, at, splat, widened
+from irx.ir.dims import Dim
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What an attention reads and writes. `keys` is the number of keys, or None for a state's: then `positions` says
+    where the queries are. `capacity` is the number of slots. `bias_strides` are rows of the prepared bias per batch,
+    head and query; `bias_width` its columns.
+    """
+
+    batch: Dim
+    length: Dim
+    capacity: Binding
+    q: Temporary
+    parts: dict[str, Binding]
+    out: Binding
+    out_dtype: str
+    out_strides: tuple[Dim, ...]
+    positions: Binding | None = None
+    keys: Dim | None = None
+    table: tuple[Binding, str] | None = None
+    sinks: tuple[Binding, str] | None = None
+    bias: Binding | None = None
+    bias_strides: tuple[Dim, ...] = (0, 0, 0)
+    bias_width: Dim = 0
+
+
+class AttentionKernel:
+    """What both kernels have in common: buffers, sizes, and what is known of rows."""
+
+    def __init__(self, f: Form, x: Sources) -> None:
+        self.f = f
+        self.x = x
+        self.w = Writer()
+        self.arguments = Arguments()
+        self.batch = self.arguments.size(x.batch)
+        self.length = self.arguments.size(x.length)
+        if x.positions is not None:
+            self.arguments.pointer("pos", "int64", x.positions)
+        self.keys = "" if x.keys is None else self.arguments.size(x.keys)
+
+    def read(self) -> None:
+        """Declare what tiles read."""
+        f, x, add = self.f, self.x, self.arguments.pointer
+        self.capacity = self.arguments.number("capacity", x.capacity)
+        add("q", "float32" if f.dot == "fma" else "int32", x.q)
+        add("k", ELEMENT[f.storage], x.parts["k"])
+        add("v", VALUES[f.storage], x.parts["v"])
+        if f.storage == "i8":
+            add("k_scale", "float32", x.parts["k_scale"])
+            add("v_scale", "float32", x.parts["v_scale"])
+        if x.table is not None:
+            binding, _ = x.table
+            add("table", "float32", binding)
+        if x.bias is not None:
+            add("bias", "float32", x.bias)
+            self.bias_strides = [self.arguments.size(s) for s in x.bias_strides]
+            self.bias_width = self.arguments.size(x.bias_width)
+
+    def position(self, b: str, s: str) -> str:
+        """The position of query s of row b."""
+        return f"pos[({b}) * {self.length} + ({s})]" if self.x.positions is not None else f"({s})"
+
+    def low(self, position: str) -> str:
+        """The first key a query at a position sees."""
+        return "T.int64(0)" if self.f.window is None else f"T.max({position} - {self.f.window - 1}, T.int64(0))"
+
+    def high(self, position: str) -> str:
+        """Behind the last key a query at a position sees."""
+        if not self.f.causal:
+            return self.keys
+        return f"({position} + 1)" if self.x.keys is None else f"T.min({position} + 1, {self.keys})"
+
+    def bounds(self, b: str, first: str, end: str) -> tuple[str, str, str, str]:
+        """Of queries [first, end) of row b: the lowest and highest low, the lowest and highest high."""
+        w = self.w
+        far = "T.int64(1099511627776)"
+        lowest, least = (w.register(far, dtype="int64", lanes=1) for _ in range(2))
+        latest, most = (w.register("T.int64(0)", dtype="int64", lanes=1) for _ in range(2))
+        with w.block(f"for i in T.serial({end} - ({first})):"):
+            position = whole(w, self.position(b, f"{first} + i"))
+            low, high = whole(w, self.low(position)), whole(w, self.high(position))
+            w(f"{least} = T.min({least}, {high})")
+            w(f"{most} = T.max({most}, {high})")
+            w(f"{latest} = T.max({latest}, {low})")
+            with w.block(f"if {high} > 0:"):
+                w(f"{lowest} = T.min({lowest}, {low})")
+        return lowest, latest, least, most
+
+    def places(self, b: str, g: str, q_row: str, sums: Sums, scratch: str, tile: str, end: str, count: str) -> Places:
+        """Where a tile's rows are."""
+        f, w = self.f, self.w
+        head = whole(w, f"({b}) * {f.groups} + ({g})")
+        per_pair = "" if f.storage != "bf16" else " // 2"
+        return Places(
+            q=whole(w, f"({q_row}) * {f.q_width}"),
+            k=whole(w, f"{head} * ({self.capacity} // {BLOCK}) * {f.steps * BLOCK}"),
+            v=whole(w, f"{head} * ({self.capacity}{per_pair}) * {f.v_width}"),
+            s=whole(w, f"({scratch}) * {KEYS}"),
+            sums=sums,
+            p=whole(w, f"({scratch}) * {KEYS // 2}"),
+            scales=whole(w, f"{head} * {self.capacity}"),
+            first=tile,
+            end=end,
+            count=count,
+        )
+
+    def fold(self, a: Places, b: str, g: str, first: str, unmasked: str) -> None:
+        """One tile for the queries from `first` on."""
+        f, w = self.f, self.w
+        scores(w, f, a)
+        with w.block(f"for r in T.serial({a.count}):"):
+            softmax(w, f, a, self._row(b, g, first), unmasked)
+        values(w, f, a)
+
+    def _row(self, b: str, g: str, first: str) -> RowTexts:
+        f = self.f
+        s = f"({first} + r // {f.shared})"
+        head = f"(({g}) * {f.shared} + r % {f.shared})"
+        position = self.position(b, s)
+        bias = ""
+        if self.x.bias is not None:
+            rows = zip((b, head, s), self.bias_strides, strict=True)
+            bias = f"({total(*(f'({i}) * {n}' for i, n in rows if n != 'T.int64(0)'))}) * {self.bias_width}"
+        return RowTexts(
+            low=f'T.cast({self.low(position)}, "int32")',
+            high=f'T.cast({self.high(position)}, "int32")',
+            head=head,
+            bias=bias,
+            position=position,
+        )
+
+    @contextmanager
+    def tiles(self, first: str, end: str) -> Iterator[str]:
+        """For the tiles [first, end): gives the text of a tile's first key."""
+        with self.w.block(f"for number in T.serial({end} - {first}):"):
+            yield whole(self.w, f"({first} + number) * {KEYS}")
+
+    def write(self, o: str, scale: str, b: str, head: str, s: str, strides: list[str]) -> None:
+        """Store a row of the result from `res[o:]`, multiplied by a vector `scale`."""
+        f, w, x = self.f, self.w, self.x
+        index = zip((b, head, s), strides[:3], strict=True)
+        base = whole(w, total(*(f"({i}) * {n}" for i, n in index if n != "T.int64(0)")))
+        for v in range(f.v_width // 16):
+            value = w.register(f"{at('o', f'{o} + {v * 16}')} * {scale}")
+            if (v + 1) * 16 <= f.v_dim and strides[3] == "T.int64(1)":
+                w.store("out", f"{base} + {v * 16}", x.out_dtype, value)
+                continue
+            lanes = w.local(16)
+            w(f"{at(lanes, '0')} = {value}")
+            for lane in range(min(16, f.v_dim - v * 16)):
+                w.store("out", f"{base} + {v * 16 + lane} * {strides[3]}", x.out_dtype, f"{lanes}[{lane}]", 1)
+
+
+def tile_span(w: Writer, lowest: str, most: str) -> tuple[str, str]:
+    """The first tile and the number of tiles that hold keys [lowest, most)."""
+    some = f"{most} > 0"
+    start = whole(w, f"T.if_then_else({some}, {lowest} // {KEYS}, T.int64(0))")
+    return start, whole(w, f"T.if_then_else({some}, ({most} + {KEYS - 1}) // {KEYS} - {start}, T.int64(0))")
+
+
+def declare_result(kernel: AttentionKernel) -> None:
+    """Declare what results are written to, and the sinks that they are divided with."""
+    x = kernel.x
+    kernel.arguments.pointer("out", {"f32": "float32", "bf16": "uint16"}[x.out_dtype], x.out)
+    if x.sinks is not None:
+        binding, dtype = x.sinks
+        kernel.arguments.pointer("sinks", {"f32": "float32", "bf16": "uint16"}[dtype], binding)
+
+
+def sink_of(kernel: AttentionKernel, head: str) -> str | None:
+    """A head's sink as an exponent of 2, None where there are none."""
+    if kernel.x.sinks is None:
+        return None
+    _, dtype = kernel.x.sinks
+    return kernel.w.register(f"{widened(f'sinks[{head}]', dtype, 1)} * T.float32({LOG2_E})", lanes=1)
+
+
+def weight_inverse(w: Writer, weight: str, sink: str | None, top: str) -> str:
+    """One over the sum of a row's weights, in all lanes; 0 where nothing was seen."""
+    added = f'T.call_llvm_pure_intrin("float32", "llvm.vector.reduce.fadd", T.float32(0), {weight})'
+    summed = w.register(added, lanes=1)
+    if sink is not None:
+        w(f"{summed} = {summed} + {vector_math.exp2(w, w.register(f'{sink} - {top}', lanes=1), 1)}")
+    return w.register(splat(f"T.if_then_else({summed} > T.float32(0), T.float32(1) / {summed}, T.float32(0))"))
+
+
+def weight_inverse_below(w: Writer, weight: str, sink: str | None, top: str) -> str:
+    """As `weight_inverse`, for sums at the maximum `top` that does not count the sink yet."""
+    if sink is None:
+        return weight_inverse(w, weight, None, top)
+    now = w.register(f"T.max({top}, {sink})", lanes=1)
+    shrink = vector_math.exp2(w, w.register(f"{top} - {now}", lanes=1), 1)
+    inverse = weight_inverse(w, f"{weight} * {splat(shrink)}", sink, now)
+    return w.register(f"{inverse} * {splat(shrink)}")

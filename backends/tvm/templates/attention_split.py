@@ -1,0 +1,169 @@
+"""Attention of a few queries: threads share the keys of all rows, then what they have found is added up.
+
+Every thread gets the same number of tiles, whatever the rows' lengths (Flash-Decoding, Dao et al. 2023), and leaves a
+maximum, a sum and an output for each row that it has seen keys of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from irx.backends.tvm import vector_math
+from irx.backends.tvm.arguments import whole
+from irx.backends.tvm.lowered import Call, Temporary
+from irx.backends.tvm.templates.attention_form import BLOCK, KEYS, Form
+from irx.backends.tvm.templates.attention_kernel import (
+    AttentionKernel,
+    Sources,
+    declare_result,
+    sink_of,
+    tile_span,
+    weight_inverse,
+)
+from irx.backends.tvm.templates.attention_tile import Sums, begin
+from irx.backends.tvm.writer import Writer, at, splat
+from irx.ir.dims import Dim
+
+
+def split_temporaries(f: Form, x: Sources) -> dict[str, Temporary]:
+    """What the threads of `split` leave for `combine`: outputs, maxima and sums of every row, by thread."""
+    rows = x.batch * f.groups * (x.length * f.shared + f.rows)
+    return {
+        "o": Temporary("o", rows * f.v_width * 4, per_thread=True),
+        "m": Temporary("m", rows * 4, per_thread=True),
+        "l": Temporary("l", rows * BLOCK * 4, per_thread=True),
+    }
+
+
+def split(f: Form, x: Sources) -> tuple[Call, ...]:
+    """Attention of a few queries: two calls."""
+    left = split_temporaries(f, x)
+    return _split(f, x, left), _combine(f, x, left)
+
+
+def _split(f: Form, x: Sources, left: dict[str, Temporary]) -> Call:
+    kernel = AttentionKernel(f, x)
+    kernel.read()
+    w, add = kernel.w, kernel.arguments.pointer
+    for name, temporary in left.items():
+        add(name, "float32", temporary)
+    rows: Dim = x.length * f.shared + f.rows
+    add("s", "float32", Temporary("s", rows * KEYS * 4, per_thread=True))
+    if f.dot == "dpbf16":
+        add("p", "int32", Temporary("p", rows * KEYS * 2, per_thread=True))
+    count = whole(w, f"{kernel.length} * {f.shared}")
+    room = whole(w, f"{count} + {f.rows}")
+    mine = whole(w, f"tid * {kernel.batch} * {f.groups} * {room}")
+    first, end = _share(kernel)
+    done = w.register("T.int64(0)", dtype="int64", lanes=1)
+    with w.block(f"for b in T.serial({kernel.batch}):"):
+        lowest, latest, least, most = kernel.bounds("b", "T.int64(0)", kernel.length)
+        start, tiles = tile_span(w, lowest, most)
+        with w.block(f"for g in T.serial({f.groups}):"):
+            from_tile = whole(w, f"T.max({first} - {done}, T.int64(0))")
+            to_tile = whole(w, f"T.min({end} - {done}, {tiles})")
+            with w.block(f"if {from_tile} < {to_tile}:"):
+                row = whole(w, f"{mine} + (b * {f.groups} + g) * {room}")
+                span = (f"{start} + {from_tile}", f"{start} + {to_tile}")
+                _segment(kernel, row, count, room, span, latest, least, most)
+            w(f"{done} = {done} + {tiles}")
+    return kernel.arguments.call("attention_split", w, f"attention to {f.storage} keys, split", llvm=f.llvm)
+
+
+def _segment(
+    kernel: AttentionKernel, row: str, count: str, room: str, span: tuple[str, str], latest: str, least: str, most: str
+) -> None:
+    """The tiles of one head that fall to this thread."""
+    w, f = kernel.w, kernel.f
+    sums = Sums(whole(w, f"{row} * {f.v_width}"), row, whole(w, f"{row} * {BLOCK}"))
+    q_row = whole(w, f"(b * {f.groups} + g) * {count}")
+    begin(w, f, sums, count)
+    with kernel.tiles(*span) as tile:
+        a = kernel.places("b", "g", q_row, sums, f"tid * {room}", tile, most, count)
+        unmasked = f"{tile} >= {latest} and {tile} + {KEYS} <= {least}"
+        kernel.fold(a, "b", "g", "T.int64(0)", unmasked)
+
+
+def _share(kernel: AttentionKernel, thread: str = "tid") -> tuple[str, str]:
+    """The first and last tile, counted over rows and heads, of a thread."""
+    return _share_of(kernel.w, _all_tiles(kernel), thread)
+
+
+def _all_tiles(kernel: AttentionKernel) -> str:
+    w = kernel.w
+    every = w.register("T.int64(0)", dtype="int64", lanes=1)
+    with w.block(f"for b in T.serial({kernel.batch}):"):
+        lowest, _, _, most = kernel.bounds("b", "T.int64(0)", kernel.length)
+        _, tiles = tile_span(w, lowest, most)
+        w(f"{every} = {every} + {tiles} * {kernel.f.groups}")
+    return every
+
+
+def _share_of(w: Writer, every: str, thread: str) -> tuple[str, str]:
+    return whole(w, f"{every} * {thread} // nt"), whole(w, f"{every} * ({thread} + 1) // nt")
+
+
+def _combine(f: Form, x: Sources, left: dict[str, Temporary]) -> Call:
+    """out = the sum over threads, weighted by how far each one's maximum is below the highest."""
+    kernel = AttentionKernel(f, x)
+    w, add = kernel.w, kernel.arguments.pointer
+    for name, temporary in left.items():
+        add(name, "float32", temporary)
+    declare_result(kernel)
+    strides = [kernel.arguments.size(n) for n in x.out_strides]
+    count = whole(w, f"{kernel.length} * {f.shared}")
+    room = whole(w, f"{count} + {f.rows}")
+    heads = whole(w, f"{kernel.batch} * {f.groups}")
+    every = _all_tiles(kernel)
+    done = w.register("T.int64(0)", dtype="int64", lanes=1)
+    with w.block(f"for b in T.serial({kernel.batch}):"):
+        lowest, _, _, most = kernel.bounds("b", "T.int64(0)", kernel.length)
+        _, tiles = tile_span(w, lowest, most)
+        with w.block(f"for g in T.serial({f.groups}):"):
+            number = whole(w, f"(b * {f.groups} + g) * {count}")
+            # Row r falls to thread (number + r) % nt.
+            skipped = whole(w, f"(tid + nt - {number} % nt) % nt")
+            with w.block(f"for turn in T.serial(({count} - {skipped} + nt - 1) // nt):"):
+                r = whole(w, f"{skipped} + turn * nt")
+                row = f"(b * {f.groups} + g) * {room} + {r}"
+                _combine_row(kernel, r, every, done, tiles, row, f"{heads} * {room}", strides)
+            w(f"{done} = {done} + {tiles}")
+    return kernel.arguments.call("attention_combine", w, "adds up split attention")
+
+
+def _combine_row(
+    kernel: AttentionKernel, r: str, every: str, done: str, tiles: str, row: str, step: str, strides: list[str]
+) -> None:
+    w, f = kernel.w, kernel.f
+    head = f"(g * {f.shared} + {r} % {f.shared})"
+    top = w.register("T.float32(-1e30)", lanes=1)
+    with _contributors(w, every, done, tiles) as thread:
+        w(f"{top} = T.max({top}, m[{thread} * {step} + {row}])")
+    sink = sink_of(kernel, head)
+    if sink is not None:
+        w(f"{top} = T.max({top}, {sink})")
+    weight = w.register("T.broadcast(T.float32(0), 16)")
+    sums = [w.register("T.broadcast(T.float32(0), 16)") for _ in range(f.v_width // 16)]
+    with _contributors(w, every, done, tiles) as thread:
+        at_row = whole(w, f"{thread} * {step} + {row}")
+        share = vector_math.exp2(w, splat(f"(m[{at_row}] - {top})"))
+        w(f"{weight} = {weight} + {share} * {at('l', f'{at_row} * {BLOCK}')}")
+        for v, value in enumerate(sums):
+            w(f"{value} = {value} + {share} * {at('o', f'{at_row} * {f.v_width} + {v * 16}')}")
+    scale = weight_inverse(w, weight, sink, top)
+    # The first thread's copy of the row is nobody else's: the sums go there on their way out.
+    own = whole(w, f"({row}) * {f.v_width}")
+    for v, value in enumerate(sums):
+        w(f"{at('o', f'{own} + {v * 16}')} = {value}")
+    kernel.write(own, scale, "b", head, f"({r} // {f.shared})", strides)
+
+
+@contextmanager
+def _contributors(w: Writer, every: str, done: str, tiles: str) -> Iterator[str]:
+    """For the threads that have tiles of a head which begins at tile `done`."""
+    with w.block("for thread in T.serial(nt):"):
+        first, end = _share_of(w, every, "thread")
+        overlap = f"T.max({first}, {done}) < T.min({end}, {done} + {tiles})"
+        with w.block(f"if {overlap}:"):
+            yield "thread"
