@@ -73,6 +73,7 @@ class Code:
         self.loops: list[str] = []
         self.found: dict[object, tuple[Value, Place]] | None = None  # while a loop's body is tried
         self.outside: frozenset[str] = frozenset()
+        self.row_depth = 0 if self.flat else 1  # the loops that are open where a row begins
         self.hoisted = False  # a reduction runs in front of a loop over columns
         self.folding = 0  # loops of reductions that are open
         self.loop_count = 0

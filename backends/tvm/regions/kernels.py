@@ -48,7 +48,8 @@ class Region:
     def _calls(self) -> tuple[Call, ...]:
         buffers, calls = dict(self.buffers), []
         for group in self._groups():
-            calls.append(_Group(self, group, buffers).call())
+            if elements(group[0].shape) != 0:
+                calls.append(_Group(self, group, buffers).call())
             buffers.update({value: self.stored[value] for value in group})
         return tuple(calls)
 

@@ -67,8 +67,7 @@ def _reduce(code: Code, node: Node, value: Value, place: Place) -> str:
 
 def _check_once(code: Code, node: Node, value: Value, place: Place) -> None:
     """Raises Materialize where the same reduction would run again and again."""
-    innermost = code.loops[-1] if code.loops else ""
-    if innermost not in place.loops:
+    if len(code.loops) <= code.row_depth:
         code.hoisted = True
     elif value not in code.alone or code.folding:
         raise Materialize(node)
@@ -190,7 +189,7 @@ class _Folding:
         count = product(self.x.shape[axis] for axis in self.reduced)
         size = v.f(count) if isinstance(count, int) else f'T.cast({self.code.extent(count)}, "float32")'
         divisor = size if isinstance(count, int) or v.count == 1 else f"T.broadcast({size}, {v.count})"
-        return v.let(f"{text} / {divisor}", self.kind)
+        return v.let(f"({text}) / {divisor}", self.kind)
 
     def _joined(self) -> str:
         """All accumulators, folded in halves."""
@@ -228,6 +227,7 @@ def _argmax(code: Code, node: Node, value: Value, place: Place) -> str:
     found = code.w.register(v.i(0), dtype=INTEGER, lanes=v.count)
 
     def step(index: Index) -> None:
+        v = Lanes(code.w, place.lanes)  # the writer is another one while the loop is tried
         text = v.let(code.spread(x, Place(x.shape, axes=(*kept[:axis], index, *kept[axis + 1 :])), v.count), lanes_kind)
         unordered = f"T.And({text} != {text}, {best} == {best})" if lanes_kind == FLOAT else f"{text} > {best}"
         better = f"T.Or({text} > {best}, {unordered})"

@@ -61,12 +61,12 @@ def _topk(code: Code, node: Node, place: Place, axis: int, stored: dict[Value, B
     if not isinstance(k, int) or k > MOST_SELECTED:
         raise Refusal(f"topk of {k} elements")
     values, indices = node.outputs
-    v, name = Lanes(code.w, 1), kind(x.dtype)
+    name = kind(x.dtype)
     last, last_index = (code.w.register(dtype=d, lanes=1) for d in (name, INTEGER))
     best, best_index = (code.w.register(dtype=d, lanes=1) for d in (name, INTEGER))
 
     def search(index: Index) -> None:
-        text = v.let(code.at(x, _moved(place, axis, index)), name)
+        text = Lanes(code.w, 1).let(code.at(x, _moved(place, axis, index)), name)
         here = f'T.cast({index.text}, "int64")'
         behind = f"T.Or({text} < {last}, T.And({text} == {last}, {here} > {last_index}))"
         allowed = f"T.Or({last_index} < T.int64(0), {behind})"

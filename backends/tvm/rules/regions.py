@@ -33,6 +33,8 @@ def rule(body: Graph, choices: Choices) -> Lowered | None:
 def _objection(node: Node) -> str | None:
     if node.op.name in OPS or node.op.name == "dequantize":
         return None
+    if not node.op.elementwise:
+        return f"no kernel is generated for {node.op.name}"
     return supports(node, sizes=True)
 
 

@@ -64,7 +64,7 @@ def run_lowered(
     functions = load(objects(lowered, device or host_cpu()))
     Table([run.entry(functions[call.kernel.symbol], call) for call in calls]).run(threads)
     names = zip(body.output_names, body.outputs, strict=True)
-    return {name: np.array(run.arrays[value]) for name, value in names if not isinstance(value.type, KVType)}
+    return {name: np.array(run.data(value)) for name, value in names if not isinstance(value.type, KVType)}
 
 
 _OBJECTS: dict[tuple[str, str], bytes] = {}  # by processor and symbol
