@@ -46,9 +46,10 @@ def functions(vectors: int) -> str:
 
 
 def statement(name: str, *arguments: str) -> str:
-    """A TIR statement: `configure`, `release`, `zero`, `multiply(x, x_stride, weights, stride, steps)`, `store(p, stride)`.
+    """A TIR statement that calls one of the functions.
 
-    Strides are in bytes; a step is 32 columns of x.
+    `configure`, `release`, `zero`, `multiply(x, x_stride, weights, stride, steps)`, `store(sums, stride)`: strides are
+    in bytes, a step is 32 columns of x.
     """
     operands = ", ".join(['"int32"', f'"irx_amx_{name}"', *arguments])
     return f"T.evaluate(T.call_extern({operands}))"

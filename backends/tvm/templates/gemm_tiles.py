@@ -6,7 +6,7 @@ their scales also `s{i}` and, where the format has them, minima `m{i}`, float32 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from irx.backends.tvm.layouts.coding import Coding
 from irx.backends.tvm.layouts.reading import half
@@ -15,6 +15,7 @@ from irx.backends.tvm.templates.gemm_shape import Shape
 from irx.backends.tvm.writer import LANES, Writer, at, bf16_bits, constant, splat
 
 LOW_HALVES = 0x0F0F0F0F
+SIXTEEN = splat("T.uint32(16)")
 
 
 def emit_tile(w: Writer, shape: Shape, product: int, tile: str, offset: str) -> None:
@@ -49,56 +50,55 @@ class _Tile:
         place = f"{self.base} + ({word}) * {self.shape.columns} + v * {LANES}"
         self.w(f"{at(f't{self.product}', place)} = {value}")
 
-    def put_value(self, column: str, value: str) -> None:
-        """Store 16 float32 weights of column `column`: as they are, or as halves of two words where they are split."""
+    def put_values(self, column: str, values: Sequence[str]) -> None:
+        """Store 16 float32 weights of each of these columns, the first one even: as they are, or split into pairs."""
         if self.shape.way != "split":
-            self.put(column, value)
+            for j, value in enumerate(values):
+                self.put(f"{column} + {j}", value)
             return
-        w, single, wide = self.w, '"float32x16"', '"uint16x16"'
-        kept = w.register(value)
-        top = w.register(bf16_bits(w, kept), dtype="uint32")
-        rest = f"{kept} - T.reinterpret({single}, T.shift_left({top}, {splat('T.uint32(16)')}))"
-        for part, bits in enumerate((top, bf16_bits(w, rest))):
-            first = (
-                f"({self.base} + (({column}) // 2 + {part * self.shape.words}) * {self.shape.columns} + v * {LANES})"
-            )
-            place = f"{first} * 2 + ({column}) % 2"
-            w(f"t{self.product}h[T.ramp({place}, 2, {LANES})] = T.cast({bits}, {wide})")
+        for j in range(0, len(values), 2):
+            parts = [self.split(value) for value in values[j : j + 2]]
+            for part, shift in ((0, 0), (1, self.shape.words)):
+                bits = [split[part] for split in parts]
+                word = f"T.bitwise_or({bits[0]}, T.shift_left({bits[1]}, {SIXTEEN}))" if bits[1:] else bits[0]
+                self.put(f"({column}) // 2 + {j // 2 + shift}", f'T.reinterpret("int32x16", {word})')
+
+    def split(self, value: str) -> tuple[str, str]:
+        """The bits of the two bfloat16 numbers whose sum is nearly a value."""
+        kept = self.w.register(value)
+        top = self.w.register(bf16_bits(self.w, kept), dtype="uint32")
+        rest = f'{kept} - T.reinterpret("float32x16", T.shift_left({top}, {SIXTEEN}))'
+        return top, self.w.register(bf16_bits(self.w, rest), dtype="uint32")
 
     def padding(self) -> None:
-        """Zeros where the words of the tile go beyond the last column."""
-        k, words = self.shape.region.k, self.shape.words
-        self.w(f't{self.product}h = T.decl_buffer(({1 << 40},), "uint16", data=t{self.product}.data)')
-        if words * 2 == k:
+        """Zeros where the words of a split tile go beyond the last column."""
+        first, words = -(-self.shape.region.k // 2), self.shape.words
+        if words == first:
             return
-        with self.w.block(f"for d in T.serial({words - k // 2}):"):
-            with self.w.block(f"for v in T.serial({self.shape.vectors}):"):
-                for part in range(2):
-                    self.put(f"{k // 2 + part * words} + d", splat("T.int32(0)"))
+        vectors = self.shape.vectors
+        with self.w.block(f"for d in T.serial({words - first}):"), self.w.block(f"for v in T.serial({vectors}):"):
+            for part in range(2):
+                self.put(f"{first + part * words} + d", splat("T.int32(0)"))
 
     def floats(self) -> None:
         """Float weights, widened."""
         w, k = self.w, self.shape.region.k
-        is_pairs = self.layout.format == "bf16"
-        with (
-            w.block(f"for kk in T.serial({k // 2 if is_pairs else k}):"),
-            w.block(f"for v in T.serial({self.shape.vectors}):"),
-        ):
-            if is_pairs:
-                self._pair("kk", both=True)
-            else:
-                raw = self.source("data", "kk")
-                self.put_value("kk", raw if self.layout.format == "f32" else half(raw, self.shape.device))
-        if is_pairs and k % 2:
-            with w.block(f"for v in T.serial({self.shape.vectors}):"):
-                self._pair(str(k // 2), both=False)
+        pairs, vectors = k // 2, self.shape.vectors
+        with w.block(f"for kk in T.serial({pairs}):"), w.block(f"for v in T.serial({vectors}):"):
+            self.put_values("kk * 2", self.columns("kk", 2))
+        if k % 2:
+            with w.block(f"for v in T.serial({vectors}):"):
+                self.put_values(str(k - 1), self.columns(str(pairs), 1))
 
-    def _pair(self, entry: str, both: bool) -> None:
-        pair = self.w.register(self.source("data", entry), dtype="int32")
-        self.put_value(f"{entry} * 2", f'T.reinterpret("float32x16", T.shift_left({pair}, {splat("16")}))')
-        if both:
-            high = f"T.bitwise_and({pair}, {splat('-65536')})"
-            self.put_value(f"{entry} * 2 + 1", f'T.reinterpret("float32x16", {high})')
+    def columns(self, pair: str, count: int) -> list[str]:
+        """The first `count` columns of a pair of columns, as float32."""
+        if self.layout.format != "bf16":
+            raw = [self.source("data", f"{pair} * 2 + {j}") for j in range(count)]
+            return raw if self.layout.format == "f32" else [half(value, self.shape.device) for value in raw]
+        word = self.w.register(self.source("data", pair), dtype="int32")
+        even = f"T.shift_left({word}, {splat('16')})"
+        bits = [even, f"T.bitwise_and({word}, {splat('-65536')})"]
+        return [f'T.reinterpret("float32x16", {value})' for value in bits[:count]]
 
     def scales(self, coding: Coding) -> None:
         """Scales and minima of all groups as float32."""
@@ -172,7 +172,9 @@ class _Tile:
 
     def _put_values(self, coding: Coding, column: str, quad: str, values: tuple[str, str]) -> None:
         scale, minimum = values
+        columns = []
         for j in range(4):
             byte = f"T.bitwise_and(T.shift_right({quad}, {splat(str(8 * j))}), {splat('255')})"
             value = f'(T.cast({byte}, "float32x16") - {constant(float(coding.zero))}) * {scale}'
-            self.put_value(f"{column} + {j}", f"{value} + {minimum}" if minimum else value)
+            columns.append(f"{value} + {minimum}" if minimum else value)
+        self.put_values(column, columns)
