@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from irx.errors import BadOption, IRXError, MissingExtra, ModelNotFound, NotAModule
+from irx.ir.printer import print_program
 from irx.ir.program import Program
 
 if TYPE_CHECKING:
@@ -15,11 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """A captured program, the tokenizer that came with it, and why there is none where one was to be expected."""
+    """A captured program, the tokenizer that came with it, and why there is none where one was to be expected.
+
+    `digest` is a hash of everything the program and its weights are, empty where that would cost too much.
+    """
 
     program: Program
     tokenizer: Tokenizer | None = None
     note: str = ""
+    digest: str = ""
 
 
 def read(model: Any, example: Any = None, *, dtype: str | None = None, **limits: Any) -> Source:
@@ -62,11 +68,12 @@ def _read_gguf(path: Path, dtype: str | None, limits: dict[str, Any]) -> Source:
 
     if dtype not in (None, "f32"):
         raise BadOption(f"dtype={dtype!r} for a GGUF file", fix="leave dtype out: activations are float32")
-    program = capture(path, **limits)
+    program, file = capture(path, **limits), GgufFile.open(path)
+    digest = hashlib.sha256(f"{file.sha256}\n{print_program(program)}".encode()).hexdigest()
     try:
-        return Source(program, build_tokenizer(GgufFile.open(path)).tokenizer)
+        return Source(program, build_tokenizer(file).tokenizer, digest=digest)
     except IRXError as error:
-        return Source(program, None, str(error))
+        return Source(program, None, str(error), digest)
 
 
 def _folder_tokenizer(path: Path) -> tuple[Tokenizer | None, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,6 +12,8 @@ from typing import Any
 
 import torch
 
+import irx.backends
+import irx.passes
 from irx.backends import find_backend, known_backends
 from irx.backends.torch.call import call_on_arrays
 from irx.errors import DeviceNotFound, MissingFeature, UnknownOption, UnsupportedArgument
@@ -25,6 +28,7 @@ from irx.passes import passes
 from irx.pipeline.backend import Backend, Latency
 from irx.pipeline.base import Context
 from irx.pipeline.instruments import Compare, Gain, standard_instruments
+from irx.pipeline.memo import memo_key, remembered
 from irx.pipeline.oracle import Oracle
 from irx.pipeline.pipeline import Pipeline
 from irx.runtime import artifact
@@ -68,7 +72,7 @@ def compile(
     check_effort(tune)
     goal = aim(target)
     source = read(model, example, dtype=dtype, dynamic=dynamic, max_batch=max_batch, max_length=max_length)
-    program, ledger = optimize(source.program, goal, pipeline, strict=strict)
+    program, ledger = optimize(source.program, goal, pipeline, strict=strict, digest=source.digest)
     parts = divide(program, goal, ledger)
     schedule(program, parts, goal, ledger, tune)
     blobs = {name: parts[name].build(program, graph, goal.device) for name, graph in program.graphs.items()}
@@ -102,8 +106,23 @@ def aim(target: str) -> Target:
     return goal
 
 
-def optimize(program: Program, goal: Target, pipeline: str, *, strict: bool = False) -> tuple[Program, Ledger]:
-    """Step 3: run the pipeline, with the oracle that also knows torch's functions."""
+def optimize(
+    program: Program, goal: Target, pipeline: str, *, strict: bool = False, digest: str = ""
+) -> tuple[Program, Ledger]:
+    """Step 3: run the pipeline, with the oracle that also knows torch's functions.
+
+    What it makes of a model with a `digest` is kept in the cache, unless somebody watches the passes.
+    """
+    run = partial(_optimize, program, goal, pipeline, strict)
+    watched = any(os.environ.get(name, "0") not in ("", "0") for name in ("IRX_DEBUG", "IRX_DUMP_DIR"))
+    if not digest or watched:
+        return run()
+    host = f"{goal.device.title}, {goal.device.cores} cores, {torch.get_num_threads()} threads"
+    options = [("target", str(goal)), ("backend", _preferred(goal).name), ("strict", str(strict))]
+    return remembered(memo_key(digest, pipeline, host, options, _code_folders()), program, run)
+
+
+def _optimize(program: Program, goal: Target, pipeline: str, strict: bool) -> tuple[Program, Ledger]:
     measure = partial(_latency, goal=goal)
     instruments = (*standard_instruments(), Compare(call=call_on_arrays), Gain(measure))
     ctx = Context.of(program, goal.device, Oracle(call=call_on_arrays))
@@ -184,9 +203,7 @@ def _refuse(**later: Any) -> None:
     """Arguments of the public interface that nothing implements yet are errors, never ignored."""
     for name, value in later.items():
         if value is not None:
-            raise UnsupportedArgument(
-                f"{name}={value!r}: this version has no search", fix=f"leave {name} out"
-            )
+            raise UnsupportedArgument(f"{name}={value!r}: this version has no search", fix=f"leave {name} out")
 
 
 def check_effort(tune: str) -> None:
@@ -213,6 +230,12 @@ def _latency(program: Program, goal: Target) -> Latency | str:
     """The time of one step of a program of one graph."""
     (graph,) = main_graph(program).graphs.values()
     return _preferred(goal).latency(program, graph, goal.device)
+
+
+def _code_folders() -> list[Path]:
+    """Where the compiler's own code is."""
+    own = Path(__file__).parent
+    return [own, *map(Path, irx.passes.__path__), *map(Path, irx.backends.__path__)]
 
 
 def _absent(goal: Target) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -18,7 +19,7 @@ from irx.backends.tvm.measure import latency
 from irx.backends.tvm.plan import Plan
 from irx.backends.tvm.steps import Lowering, Steps
 from irx.backends.tvm.tuning import tasks
-from irx.errors import DamagedArtifact, KernelFailed
+from irx.errors import DamagedArtifact, KernelFailed, MissingFeature
 from irx.ir.excerpt import excerpt
 from irx.ir.graph import Graph, Node
 from irx.ir.opdef import tensor_bytes
@@ -39,6 +40,9 @@ class TvmBackend:
 
     name = "tvm"
     layouts = frozenset({"dense", "blocked"})
+
+    def __init__(self) -> None:
+        self._built: dict[bytes, tuple[Graph, Steps]] = {}  # what was built and not loaded yet
 
     def missing(self, device: Device) -> str | None:
         """TVM and llvmlite, or a processor that they make code for."""
@@ -80,6 +84,7 @@ class TvmBackend:
             refused |= failures
         choices = json.dumps({"refused": refused, "schedules": book.used, "origins": book.origins})
         files = {GRAPH: print_program(excerpt(program, graph)).encode(), CHOICES: choices.encode()}
+        self._built[_digest(files)] = (graph, steps)
         files |= {f"{symbol}.o": data for symbol, data in objects.items()}
         return files | {f"{kernel.symbol}.py": kernel.source.encode() for kernel in kernels}
 
@@ -96,9 +101,10 @@ class TvmBackend:
         for file in (GRAPH, CHOICES):
             if file not in blobs:
                 raise DamagedArtifact(f"a kernel of the tvm backend lacks {file}", fix="compile and save it again")
-        (graph,) = parse(blobs[GRAPH].decode(), GRAPH).graphs.values()
-        made = json.loads(blobs[CHOICES])
-        steps = Lowering(Choices(device, Recorded(made["schedules"])), made["refused"]).steps(graph)
+        if not runs_here(device):
+            lacking = ", ".join(sorted(device.features - host_cpu().features))
+            raise MissingFeature(f"this machine lacks {lacking} of {device.name}", fix="compile for its own processor")
+        graph, steps = self._built.pop(_digest(blobs), None) or _lowered(blobs, device)
         kernels = _kernels(steps)
         objects = {k.symbol: blobs[f"{k.symbol}.o"] for k in kernels if f"{k.symbol}.o" in blobs}
         missing = [kernel for kernel in kernels if kernel.symbol not in objects]
@@ -106,6 +112,18 @@ class TvmBackend:
 
 
 BACKEND = TvmBackend()
+
+
+def _digest(files: Mapping[str, bytes]) -> bytes:
+    """What tells the graphs of a process apart."""
+    return hashlib.sha256(files[GRAPH] + b"\0" + files[CHOICES]).digest()
+
+
+def _lowered(files: Mapping[str, bytes], device: Device) -> tuple[Graph, Steps]:
+    """The graph that was built, and its kernels again: no compiler is needed to know what they are called."""
+    (graph,) = parse(files[GRAPH].decode(), GRAPH).graphs.values()
+    made = json.loads(files[CHOICES])
+    return graph, Lowering(Choices(device, Recorded(made["schedules"])), made["refused"]).steps(graph)
 
 
 def runs_here(device: Device) -> bool:
