@@ -208,7 +208,9 @@ class _Product:
             if together == self.vectors:
                 self._plane_group(coding, starts, step, together, 0)
             else:
-                with self.w.block(f"for part in T.unroll({self.vectors // together}):"):
+                # Two parts share x in registers; of more the sums would not fit, which only a loop keeps apart.
+                loop = "unroll" if self.vectors == 2 * together else "serial"
+                with self.w.block(f"for part in T.{loop}({self.vectors // together}):"):
                     self._plane_group(coding, starts, step, together, f"part * {together}")
 
     def _plane_group(self, coding: Coding, starts: dict[str, str], step: int, together: int, first: str | int) -> None:
