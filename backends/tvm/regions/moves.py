@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from irx.backends.tvm.lanes import INTEGER, Lanes, kind
-from irx.backends.tvm.lowered import Refusal
 from irx.backends.tvm.regions.code import Code, op
-from irx.backends.tvm.regions.places import ZERO, Index, Place, Unaligned, constant
-from irx.backends.tvm.writer import LANES, splat
+from irx.backends.tvm.regions.places import ZERO, Index, Place, Unaligned
+from irx.backends.tvm.writer import LANES
 from irx.ir.dims import Dim, SymDim, maximum, minimum
 from irx.ir.graph import Literal, Node, Value
 
@@ -68,7 +67,8 @@ def _permute(code: Code, node: Node, value: Value, place: Place) -> str:
     assert isinstance(order, tuple)
     found = [ZERO] * len(axes)
     for index, source in zip(axes, order, strict=True):
-        found[source % len(axes)] = index  # type: ignore[operator]
+        assert isinstance(source, int)
+        found[source % len(axes)] = index
     return code.spread(x, Place(x.shape, axes=tuple(found)), place.lanes)
 
 
@@ -302,11 +302,3 @@ def _relative_bias(code: Code, node: Node, value: Value, place: Place) -> str:
     above = f"T.Select({distance} < T.int64(0), T.int64(0), {distance})"
     found = Index(code.w.register(f"T.min({above}, {last})", dtype=INTEGER, lanes=1), 0, 1, place.loops | UNKNOWN)
     return code.at(table, Place(table.shape, axes=(head, found)))
-
-
-def refuse(reason: str) -> str:
-    """Give up on the region."""
-    raise Refusal(reason)
-
-
-__all__ = ["axis_of", "constant", "index_along", "looked_up", "number", "splat", "tensor", "with_axis"]

@@ -5,7 +5,7 @@ The parts are float32 whatever the dtype of the whole: kernels round only what t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from irx.ir.graph import Graph, Node, Operand, Value
 from irx.ir.opdef import Attr, lookup
@@ -106,8 +106,3 @@ PARTS: dict[str, Parts] = {
     "log_softmax": _log_softmax,
     "logsumexp": _logsumexp,
 }
-
-
-def nodes_of(values: Sequence[Value]) -> list[Node]:
-    """The producers of values."""
-    return [v.producer for v in values if v.producer is not None]
