@@ -66,10 +66,9 @@ def _operand(
 def input_parameters(region: LinearRegion) -> tuple[Parameter, ...]:
     """x, and the vectors of its norm."""
     pointers = [Pointer("x", STORAGE[region.x.dtype])]
-    norm = region.norm
-    for name, vector in (("norm_weight", norm and norm.weight), ("norm_bias", norm and norm.bias)):
-        if vector is not None:
-            pointers.append(Pointer(name, STORAGE[vector.dtype]))
+    if region.norm is not None:
+        vectors = (("norm_weight", region.norm.weight), ("norm_bias", region.norm.bias))
+        pointers += [Pointer(name, STORAGE[vector.dtype]) for name, vector in vectors if vector is not None]
     return tuple(pointers)
 
 
