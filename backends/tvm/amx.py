@@ -9,6 +9,8 @@ Compiled, and its text tested, on machines without AMX; it has yet to run on one
 from __future__ import annotations
 
 import ctypes
+import platform
+import sys
 from functools import cache
 
 MOST_VECTORS = 4
@@ -34,6 +36,8 @@ define i32 @irx_amx_release() alwaysinline {
 @cache
 def request_permission() -> bool:
     """Ask the system, once, to let this process and its threads use AMX; False where it does not."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return False
     system = ctypes.CDLL(None, use_errno=True)
     return int(system.syscall(_SYSTEM_CALL, _REQUEST_PERMISSION, _TILE_DATA)) == 0
 

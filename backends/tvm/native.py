@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from irx.backends.tvm.amx import request_permission
 from irx.errors import KernelFailed, MissingExtra
 
 INTEGER, ADDRESS = 1, 4  # how TVM's calling convention tags an i64 and a raw pointer
@@ -123,6 +124,7 @@ class Runner:
     """The process's in-memory linker and its walker."""
 
     def __init__(self) -> None:
+        request_permission()
         self._llvm = _llvm()
         self._lock = Lock()
         self._addresses: dict[str, int] = {}
