@@ -68,7 +68,9 @@ def _measure(family: Family, lab: Lab) -> Iterator[Result]:
 
     lab.tell(family.title)
     torch.compiler.reset()  # graphs of earlier families would be tried first, and are limited in number
-    yield from family.measure(lab)
+    for result in family.measure(lab):
+        lab.tell(f"  {result.line()}")  # a long run that is broken off has said what it found
+        yield result
 
 
 def _path(model: str | None) -> Path:

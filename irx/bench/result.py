@@ -47,6 +47,11 @@ class Result:
         """As plain data, in seconds and ratios."""
         return asdict(self)
 
+    def line(self) -> str:
+        """In one line."""
+        figure = self.note if self.figure is None else _spread(self.figure, self.unit)
+        return f"{self.what}: {self.verdict}, {figure}"
+
     def cells(self) -> dict[str, str]:
         """As the cells of a table."""
         return {

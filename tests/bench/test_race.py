@@ -61,6 +61,7 @@ def test_ratios_are_taken_round_by_round(monkeypatch: pytest.MonkeyPatch) -> Non
     assert result.error == pytest.approx(0.005, rel=1e-3)
     assert result.cells()["measured"] == "2.00x (2.00x to 3.50x)"
     assert result.cells()["against"] == "eager 4000.00 ms"
+    assert result.line() == "a: holds, 2.00x (2.00x to 3.50x)"
 
 
 def test_the_faster_of_those_that_are_here(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,6 +77,7 @@ def test_the_faster_of_those_that_are_here(monkeypatch: pytest.MonkeyPatch) -> N
     assert (result.verdict, result.rival, result.note) == ("below", "eager", "gone absent: it is not installed")
     assert (nobody.verdict, nobody.figure, nobody.note) == ("absent", None, "gone: it is not installed")
     assert (own.verdict, own.note) == ("absent", "gone: it is not installed")
+    assert own.line() == "c: absent, gone: it is not installed"
 
 
 def test_wrong_results_have_no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
