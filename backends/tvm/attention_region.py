@@ -152,7 +152,8 @@ class _Parser:
         name = node.op.name
         source = node.inputs[0] if node.inputs else None
         if name in _VIEWS and source in self.ordered:
-            self._reorder(node, self.ordered[cast("Value", source)])
+            assert source is not None
+            self._reorder(node, self.ordered[source])
         elif name in _VIEWS:
             self._view(node)
         elif name == "maximum":

@@ -146,7 +146,7 @@ class Plane:
             tokens = tokens + self.arrangement.offset
         width = self.arrangement.width(self.channels)
         padded = torch.nn.functional.pad(tokens, (0, width - self.channels), value=float(self.arrangement.offset))
-        grouped = padded.unflatten(-1, (width // self.arrangement.group, self.arrangement.group))
+        grouped = padded.reshape(*padded.shape[:-1], width // self.arrangement.group, self.arrangement.group)
         return grouped.to(self.tensor.dtype), scale
 
 
