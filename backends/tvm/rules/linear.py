@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
+
 from irx.backends.tvm.elementwise import supports
 from irx.backends.tvm.linear_region import LinearRegion, parse
 from irx.backends.tvm.lowered import Call, Case, Choices, Lowered, Refusal
 from irx.backends.tvm.templates.gemm import gemm_calls
+from irx.backends.tvm.templates.gemm_shape import has_matrices, way
 from irx.backends.tvm.templates.matvec import ROWS, matvec_calls
 from irx.backends.tvm.templates.matvec_shape import layouts_of
 from irx.ir.graph import Graph
 
+UNPACKED = (8, 16)
+"""Most rows of the kernels that convert packed weights for a few rows; each serves more than half of that."""
 MOST_ROWS = 2 * ROWS[-1]
 """Rows up to which weights are streamed for one or two blocks of rows."""
 
@@ -29,13 +35,23 @@ def rule(body: Graph, choices: Choices) -> Lowered | None:
 
 def _cases(region: LinearRegion, choices: Choices) -> list[Case]:
     """One case for every number of rows a kernel is made for, narrowed to what the region can have."""
-    made = [(most if most < ROWS[-1] else MOST_ROWS, most) for most in ROWS]
+    makers = list(_makers(region, choices))
     if isinstance(region.rows, int):
-        block = next((block for most, block in made if region.rows <= most), None)
-        return [Case(matvec_calls(region, block, choices) if block else _many(region, choices))]
-    few = [Case(matvec_calls(region, block, choices), region.rows, most) for most, block in made]
-    return [*few, Case(_many(region, choices))]
+        rows = region.rows
+        return [Case(next(make for most, make in makers if most is None or rows <= most)())]
+    return [Case(make(), region.rows if most is not None else 1, most) for most, make in makers]
 
 
-def _many(region: LinearRegion, choices: Choices) -> tuple[Call, ...]:
-    return gemm_calls(region, layouts_of(region, choices.device), choices)
+def _makers(region: LinearRegion, choices: Choices) -> Iterator[tuple[int | None, Callable[[], tuple[Call, ...]]]]:
+    """The most rows of each kind of kernel, and what makes it.
+
+    Packed weights are converted once for a few rows: from five rows on that is cheaper than to unpack them for each.
+    """
+    layouts = layouts_of(region, choices.device)
+    unpacks = way(region, layouts, choices.device) in ("words", "bytes", "halves") and not has_matrices(choices.device)
+    for most in ROWS[: -1 if unpacks else None]:
+        served = MOST_ROWS if most == ROWS[-1] else most
+        yield served, partial(matvec_calls, region, most, choices)
+    for most in UNPACKED if unpacks else ():
+        yield most, partial(gemm_calls, region, layouts, choices, most // 2 + 1)
+    yield None, partial(gemm_calls, region, layouts, choices, MOST_ROWS + 1)

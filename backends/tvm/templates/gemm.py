@@ -31,9 +31,11 @@ from irx.backends.tvm.templates.linear_operands import (
 from irx.backends.tvm.writer import LANES, Writer
 
 
-def gemm_calls(region: LinearRegion, layouts: tuple[Tiles, ...], choices: Choices) -> tuple[Call, ...]:
-    """The calls that compute a region of more than 16 rows."""
-    shape = shape_for(region, layouts, choices)
+def gemm_calls(
+    region: LinearRegion, layouts: tuple[Tiles, ...], choices: Choices, fewest: int = 17
+) -> tuple[Call, ...]:
+    """The calls that compute a region of `fewest` rows or more."""
+    shape = shape_for(region, layouts, choices, fewest)
     bindings = {**operand_bindings(region, layouts), **_memory(shape)}
     product = call(gemm_kernel(shape), bindings)
     return (product,) if shape.is_direct else (call(rows_kernel(shape), bindings), product)

@@ -186,13 +186,17 @@ def _fits(group: int, layouts: tuple[Tiles, ...]) -> bool:
     return group % LANES == 0 and group <= 256 and all(max(group, g) % min(group, g) == 0 for g in sizes)
 
 
-def shape_for(region: LinearRegion, layouts: tuple[Tiles, ...], choices: Choices) -> Shape:
-    """The kernel's shape: knobs from the schedule, else what suits the registers."""
+def shape_for(region: LinearRegion, layouts: tuple[Tiles, ...], choices: Choices, fewest: int) -> Shape:
+    """The kernel's shape for `fewest` rows and more: knobs from the schedule, else what suits the registers.
+
+    A block is never of more than `fewest` rows, because the last one must lie within the rows there are.
+    """
     layout = layouts[0]
     wide = "avx512f" in choices.device.features
     vectors = min(layout.tile // LANES, 2 if wide else 1)
     block = (10 if vectors == 2 else 14) if wide else 6
-    matrices = has_matrices(choices.device)
+    block = min(block, fewest - 1)
+    matrices = has_matrices(choices.device) and fewest > LANES
     if matrices and (way(region, layouts, choices.device) == "pairs" or can_split(region, layouts, choices.device)):
         vectors, block = min(layout.tile // LANES, 4), LANES
     stripe = max(1, STRIPE_BYTES // (block * region.k * 4))
@@ -203,8 +207,10 @@ def shape_for(region: LinearRegion, layouts: tuple[Tiles, ...], choices: Choices
         "stripe": stripe,
         "split": int(matrices),
     }
-    bucket = f"{layout.format}/{region.activations} {region.n}x{region.k}"
+    bucket = f"{layout.format}/{region.activations} {region.n}x{region.k} rows{fewest}"
     knobs: Mapping[str, int | str] = choices.schedule("gemm", bucket, defaults)
     block, vectors, unroll, stripe, split = (int(knobs[name]) for name in defaults)
-    shape = Shape(region, layouts, choices.device, min(block, MOST_IN_BLOCK), vectors, unroll, stripe, bool(split))
+    shape = Shape(
+        region, layouts, choices.device, min(block, MOST_IN_BLOCK, fewest), vectors, unroll, stripe, bool(split)
+    )
     return replace(shape, block=LANES) if shape.uses_matrices else shape
