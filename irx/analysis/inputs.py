@@ -100,6 +100,8 @@ def _table_size(value: Value, node: Node) -> Dim | None:
     """How many entries the table has that `node` looks `value` up in, if it does."""
     if node.op.name == "embedding" and node.inputs[0] is value:
         table, axis = node.inputs[1], 0
+    elif node.op.name == "moe" and node.inputs[1] is value:
+        table, axis = node.inputs[4], 0
     elif node.op.name == "gather_tokens" and node.inputs[1] is value:
         table, axis = node.inputs[0], 1
     elif node.op.name in ("take", "gather") and node.inputs[1] is value:
