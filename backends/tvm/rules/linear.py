@@ -14,8 +14,6 @@ from irx.backends.tvm.templates.matvec import ROWS, matvec_calls
 from irx.backends.tvm.templates.matvec_shape import layouts_of
 from irx.ir.graph import Graph
 
-UNPACKED = (8, 16)
-"""Most rows of the kernels that convert packed weights for a few rows; each serves more than half of that."""
 MOST_ROWS = 2 * ROWS[-1]
 """Rows up to which weights are streamed for one or two blocks of rows."""
 
@@ -45,13 +43,13 @@ def _cases(region: LinearRegion, choices: Choices) -> list[Case]:
 def _makers(region: LinearRegion, choices: Choices) -> Iterator[tuple[int | None, Callable[[], tuple[Call, ...]]]]:
     """The most rows of each kind of kernel, and what makes it.
 
-    Packed weights are converted once for a few rows: from five rows on that is cheaper than to unpack them for each.
+    Packed weights are converted once for a few rows: from nine rows on that is cheaper than to unpack them for eight.
     """
     layouts = layouts_of(region, choices.device)
     unpacks = way(region, layouts, choices.device) in ("words", "bytes", "halves") and not has_matrices(choices.device)
-    for most in ROWS[: -1 if unpacks else None]:
-        served = MOST_ROWS if most == ROWS[-1] else most
+    for most in ROWS:
+        served = MOST_ROWS if most == ROWS[-1] and not unpacks else most
         yield served, partial(matvec_calls, region, most, choices)
-    for most in UNPACKED if unpacks else ():
-        yield most, partial(gemm_calls, region, layouts, choices, most // 2 + 1)
+    if unpacks:
+        yield MOST_ROWS, partial(gemm_calls, region, layouts, choices, ROWS[-1] + 1)
     yield None, partial(gemm_calls, region, layouts, choices, MOST_ROWS + 1)
