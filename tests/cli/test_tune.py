@@ -38,7 +38,7 @@ def use(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setattr("irx.backends.torch.backend.TorchBackend.spaces", lambda self, graph, device: (TASK,))
+    monkeypatch.setattr("irx.backends.torch.backend.TorchBackend.spaces", lambda self, program, graph, device: (TASK,))
     path = tmp_path / "model.irx"
     path.write_text(PROGRAM)
     return str(path)

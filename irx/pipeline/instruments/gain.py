@@ -48,7 +48,7 @@ class Gain(Instrument):
             self.note = f"the gain of passes was not measured: {whole}"
             return None
         for i in judged:
-            without = self.measure(_without(kept, i, ctx))
+            without = self.measure(_without(captured, kept, i, ctx))
             if isinstance(without, Latency):
                 noise = (whole.noise**2 + without.noise**2) ** 0.5
                 self.gains[kept[i].step] = Latency(whole.seconds - without.seconds, noise)
@@ -77,9 +77,9 @@ class Gain(Instrument):
         return Verdict(worst, f"a step is {slower:.0f} us slower with it on this device", dropped=True)
 
 
-def _without(kept: Sequence[Kept], index: int, ctx: Context) -> Program:
+def _without(captured: Program, kept: Sequence[Kept], index: int, ctx: Context) -> Program:
     """The program as it would be without one pass: those after it run again, on what a step needs."""
-    before = kept[index - 1].program if index else kept[index].program
+    before = kept[index - 1].program if index else captured
     program = main_graph(before)
     unlimited = replace(reading(ctx, program), fuel=Fuel())
     for step in kept[index + 1 :]:

@@ -1,0 +1,134 @@
+"""What passes bring, with a measure whose answers the tests decide: a program costs what its ops cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pytest
+
+from irx.ir.program import Program
+from irx.ledger import DROPPED, KEPT, Ledger
+from irx.pipeline.base import Context, Effect, Pass, Report, Site, Stage
+from irx.pipeline.instruments import Gain
+from irx.pipeline.latency import Latency
+from irx.pipeline.pipeline import Pipeline
+from tests.pipeline.toys import Look, context, program
+
+OPS = {"add": 4.0, "tanh": 2.0, "neg": 1.0, "silu": 5.0}
+
+
+@dataclass(frozen=True)
+class Swap(Pass):
+    """Puts another op in the place of every node of one."""
+
+    name = "swap"
+    stage = Stage.FUSE
+    effect = Effect.ROUNDING
+    old: str = "tanh"
+    new: str = "neg"
+
+    def run(self, program: Program, ctx: Context) -> Report:
+        graph, sites = program.graphs["forward"], []
+        for node in [node for node in graph.nodes if node.op.name == self.old]:
+            made = graph.add(self.new, [node.inputs[0]], before=node, loc=node.loc)
+            graph.replace(node.output, made.output)
+            graph.erase(node)
+            sites.append(Site("forward", node.loc, f"{self.old} is {self.new}"))
+        return Report(sites)
+
+
+@dataclass(frozen=True)
+class LossySwap(Swap):
+    """The same, and it says that it changes what is computed."""
+
+    name = "lossy-swap"
+    effect = Effect.LOSSY
+
+
+@dataclass(frozen=True)
+class EarlySwap(Swap):
+    """The same, among the passes that no model runs without."""
+
+    name = "early-swap"
+    stage = Stage.NORMALIZE
+
+
+class Clock:
+    """The sum of what the ops cost; `noise` is the band of every answer."""
+
+    def __init__(self, noise: float = 0.0, costs: Mapping[str, float] = OPS) -> None:
+        self.noise, self.costs = noise, costs
+        self.asked = 0
+
+    def __call__(self, program: Program) -> Latency:
+        self.asked += 1
+        nodes = [node for graph in program.graphs.values() for node in graph.nodes]
+        return Latency(sum(self.costs[node.op.name] for node in nodes), self.noise)
+
+
+def run(*passes: Pass, clock: Clock) -> tuple[list[str], Ledger]:
+    """The ops of the result, and the ledger."""
+    result, ledger = Pipeline(passes, (Gain(clock),)).run(program(), context())
+    return [node.op.name for node in result.graphs["forward"].nodes], ledger
+
+
+def test_a_faster_pass_is_kept_with_its_gain() -> None:
+    ops, ledger = run(Swap(), clock=Clock(noise=0.1))
+    (row,) = ledger.rows
+    assert ops == ["add", "add", "neg"]
+    assert row.decision == KEPT
+    assert row.latency == pytest.approx(-1.0)
+    assert row.noise == pytest.approx(0.1 * 2**0.5)
+
+
+def test_a_slower_pass_is_dropped_with_what_it_cost() -> None:
+    ops, ledger = run(Swap(new="silu"), clock=Clock(noise=0.1))
+    (row,) = ledger.rows
+    assert ops == ["add", "add", "tanh"]
+    assert row.decision == DROPPED
+    assert "3000000 us slower" in row.reason
+
+
+def test_only_the_slower_of_two_is_dropped() -> None:
+    ops, ledger = run(Swap("tanh", "silu"), Swap("add", "neg"), clock=Clock())
+    assert ops == ["neg", "neg", "tanh"]
+    assert [row.decision for row in ledger.rows] == [DROPPED, KEPT]
+    assert ledger.rows[1].latency == pytest.approx(-6.0)
+
+
+def test_what_is_gained_through_a_later_pass_counts() -> None:
+    """The first makes the program slower, but the second, which needs it, much faster."""
+    ops, ledger = run(Swap("tanh", "silu"), Swap("silu", "neg"), clock=Clock())
+    assert ops == ["add", "add", "neg"]
+    assert [row.decision for row in ledger.rows] == [KEPT, KEPT]
+    assert ledger.rows[0].latency == pytest.approx(-1.0)
+    assert ledger.rows[1].latency == pytest.approx(-4.0)
+
+
+def test_a_loss_within_the_noise_is_no_reason() -> None:
+    ops, ledger = run(Swap(new="silu"), clock=Clock(noise=1.5))
+    assert ops == ["add", "add", "silu"]
+    assert ledger.rows[0].decision == KEPT
+    assert ledger.rows[0].latency == pytest.approx(3.0)
+
+
+def test_a_lossy_pass_that_was_asked_for_stays() -> None:
+    ops, ledger = run(LossySwap(new="silu"), clock=Clock())
+    assert ops == ["add", "add", "silu"]
+    assert ledger.rows[0].decision == KEPT
+    assert ledger.rows[0].latency == pytest.approx(3.0)
+
+
+def test_passes_that_models_need_to_run_and_those_without_matches_are_not_timed() -> None:
+    clock = Clock()
+    _, ledger = run(EarlySwap(new="silu"), Look(), Swap("softmax", "neg"), clock=clock)
+    assert clock.asked == 0
+    assert [row.latency for row in ledger.rows] == [None, None, None]
+
+
+def test_why_nothing_was_measured_is_told_once() -> None:
+    _, ledger = Pipeline((Swap(),), (Gain(lambda program: "the model is too small"),)).run(program(), context())
+    assert ledger.rows[0].decision == KEPT
+    assert ledger.rows[0].latency is None
+    assert ledger.notes == ["the gain of passes was not measured: the model is too small"]
