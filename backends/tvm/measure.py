@@ -1,7 +1,7 @@
 """The time of one call of a graph as the sum of its regions, each timed alone with weights that are not in the cache.
 
-A region is timed once, whatever the number of sites that share it, on as many copies of its weights as there are sites
-(up to a limit), so that what is read from memory in the model is read from memory here. Results are kept in the cache.
+A region is timed once, whatever the number of sites that share it, on so many copies of its weights that they do not fit
+in caches: what is read from memory in the model is read from memory here. Results are kept in the cache.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from irx.runtime.tensors import TORCH, Packed
 from irx.target import Device, host_cpu
 
 CONTEXT = 128  # tokens that states hold, and rows of graphs without one
-RING = 64 << 20  # bytes of copies of one region's weights: more than a second-level cache, less than a model
+RING = 96 << 20  # bytes of copies of one region's weights: more than caches hold
+MOST_COPIES = 400
 REPEAT = 15
 
 
@@ -46,7 +47,7 @@ def latency(graph: Graph, device: Device, choices: Choices) -> Latency:
     first = {step.site.body: step for step in reversed(steps.steps)}
     sizes = {name: 1 if name in ("B", "R") else CONTEXT for name in used_sizes(graph)}
     objects = compile_kernels([k for step in first.values() for k in kernels_of(step, sizes)], device)
-    timings = [(count, _timing(first[body], count, sizes, objects)) for body, count in counts.items()]
+    timings = [(count, _timing(first[body], sizes, objects)) for body, count in counts.items()]
     seconds = sum(count * timing.seconds for count, timing in timings)
     return Latency(seconds, sum((count * timing.noise) ** 2 for count, timing in timings) ** 0.5)
 
@@ -59,9 +60,9 @@ def kernels_of(step: Step, sizes: Mapping[str, int]) -> list[Kernel]:
     return [call.kernel for call in case.calls]
 
 
-def _timing(step: Step, count: int, sizes: Mapping[str, int], objects: Mapping[str, bytes]) -> Latency:
+def _timing(step: Step, sizes: Mapping[str, int], objects: Mapping[str, bytes]) -> Latency:
     """One region, alone; from the cache where it was timed on this machine before."""
-    ring = ring_of(step, count)
+    ring = ring_of(step)
     store, key = Store(), _key(step, len(ring.steps), sizes, objects)
     found = store.load(key)
     if found is not None:
@@ -85,7 +86,7 @@ def times(ring: Steps, sizes: Mapping[str, int], objects: Mapping[str, bytes]) -
     return [seconds / len(ring.steps) for seconds in runs]
 
 
-def ring_of(step: Step, count: int) -> Steps:
+def ring_of(step: Step) -> Steps:
     """The region several times, each with weights of its own."""
     graph, node = Graph("ring"), step.site.node
     size = sum(_bytes(value.tensor) for value in step.site.operands if isinstance(value, Weight))
@@ -94,7 +95,7 @@ def ring_of(step: Step, count: int) -> Steps:
         if not isinstance(value, Weight):
             shared[value] = graph.add_input(value.name, value.type)
     ring = Steps(graph)
-    for number in range(min(count, max(1, RING // max(size, 1)))):
+    for number in range(min(MOST_COPIES, max(1, RING // size)) if size else 1):
         own = {v: Weight(f"{v.name}/{number}", v.type) for v in step.site.operands if isinstance(v, Weight)}
         made = graph.add_copy(node, {**shared, **own})
         operands = tuple({**shared, **own}[value] for value in step.site.operands)

@@ -73,7 +73,7 @@ def run(args: dict[str, Any], schedule: Schedule) -> Outcome:
     objects = compile_kernels(kernels_of(step, args["sizes"]), device)
     plan = bound_plan(program, graph, site, step, objects)
     off = error(program, graph, plan, args["sizes"])
-    seconds = times(ring_of(step, args["uses"]), args["sizes"], objects)
+    seconds = times(ring_of(step), args["sizes"], objects)
     return Outcome(tuple(seconds), off, limit_of(step))
 
 
@@ -97,7 +97,6 @@ def _tasks_of(program: Program, step: Step, uses: int, device: Device) -> list[T
             "bucket": bucket,
             "sizes": sizes,
             "threads": torch.get_num_threads(),
-            "uses": uses,
         }
         found.append(task(template, bucket, defaults, args=args, where=step.site.place, uses=uses))
     return found
