@@ -15,7 +15,17 @@ RUNNER = "irx.backends.tvm.tuning:run"
 TEMPLATES = Path(__file__).parent / "templates"
 
 VALUES: Mapping[str, Mapping[str, tuple[Choice, ...]]] = {
-    "matvec": {"vectors": (1, 2, 4), "unroll": (1, 2, 4, 8), "prefetch": (0, 8, 16, 32, 64)},
+    "matvec": {
+        "vectors": (1, 2, 4),
+        "unroll": (1, 2, 4, 8),
+        "prefetch": (0, 1024, 2048, 4096, 8192, 16384),
+    },
+    "gemm": {
+        "block": (4, 5, 6, 8, 10, 12, 14),
+        "vectors": (1, 2, 4),
+        "unroll": (1, 2, 4, 8),
+        "stripe": (1, 2, 4, 8, 16, 32),
+    },
 }
 """The values of every knob. Adding one leaves measured schedules valid."""
 

@@ -1,7 +1,7 @@
 """The time of one call of a graph as the sum of its regions, each timed alone with weights that are not in the cache.
 
-A region is timed once, whatever the number of sites that share it, on so many copies of its weights that they do not fit
-in caches: what is read from memory in the model is read from memory here. Results are kept in the cache.
+A region is timed once, whatever the number of sites that share it, on so many copies of its weights that they do not
+fit in caches: what is read from memory in the model is read from memory here. Results are kept in the cache.
 """
 
 from __future__ import annotations
