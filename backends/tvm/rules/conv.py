@@ -8,7 +8,8 @@ from irx.backends.tvm.layouts.stacked import Flattened
 from irx.backends.tvm.layouts.tiles import Tiles
 from irx.backends.tvm.lowered import Binding, Call, Case, Choices, Data, Lowered, PackedPart, Refusal, Temporary, single
 from irx.backends.tvm.rules import linear
-from irx.backends.tvm.templates.conv import direct_call, gather_call, turn_call
+from irx.backends.tvm.templates.conv import gather_call, turn_call
+from irx.backends.tvm.templates.conv_direct import direct_call
 from irx.backends.tvm.templates.conv_shape import Convolution, convolution
 from irx.ir.graph import Builder, Graph, Value
 from irx.ir.types import TensorType, numpy_dtype

@@ -98,3 +98,8 @@ def _pair(node: Node, name: str, one: int) -> tuple[int, int]:
 def _two(values: Sequence[T], first: T) -> tuple[T, T]:
     """The last two of values that may be one."""
     return (first, values[0]) if len(values) == 1 else (values[0], values[1])
+
+
+def share(total: str) -> str:
+    """The loop over a thread's share of items."""
+    return f"for item in T.serial(({total}) * tid // nt, ({total}) * (tid + 1) // nt):"

@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from irx.backends.tvm.kernel import Kernel, Parameter, Pointer, Size
 from irx.backends.tvm.lanes import load, store
 from irx.backends.tvm.lowered import Binding, Call, Data, PackedPart, Temporary
-from irx.backends.tvm.templates.moe_product import emit_bias, emit_gated, emit_sums, kept
+from irx.backends.tvm.templates.gemm_product import kept
+from irx.backends.tvm.templates.moe_product import emit_bias, emit_gated, emit_sums
 from irx.backends.tvm.templates.moe_shape import Experts, padded_rows
 from irx.backends.tvm.writer import LANES, STORAGE, Writer, at, constant, splat
 

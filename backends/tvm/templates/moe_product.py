@@ -8,6 +8,7 @@ from irx.backends.tvm import vector_math
 from irx.backends.tvm.lanes import Lanes, load
 from irx.backends.tvm.layouts.reading import half
 from irx.backends.tvm.layouts.tiles import Tiles
+from irx.backends.tvm.templates.gemm_product import kept
 from irx.backends.tvm.templates.moe_shape import Experts
 from irx.backends.tvm.writer import LANES, Writer, at, constant, splat
 from irx.target import Device
@@ -15,11 +16,6 @@ from irx.target import Device
 UNROLL = 4
 CHAINS = 8
 """Sums that must be under way at once, or each multiplication waits for the one before it."""
-
-
-def kept(w: Writer, value: str) -> str:
-    """An integer in a register of its own, computed once."""
-    return w.register(f'T.cast({value}, "int64")', dtype="int64", lanes=1)
 
 
 def emit_sums(
