@@ -22,7 +22,6 @@ from irx.ir.dims import Bindings, Dim, evaluate
 from irx.ir.graph import Value, Weight
 from irx.ir.types import KVType, TensorType
 from irx.runtime.kv import KVState
-from irx.runtime.kv_planes import Plane
 from irx.runtime.profile import Timed
 from irx.runtime.tensors import TORCH
 
@@ -43,7 +42,7 @@ class Segment:
         self.steps: list[Step] = []
         self.kernels: list[str] = []
         self.late: list[tuple[int, int, Late]] = []
-        self._planes: list[Plane] = []
+        self._planes: list[int] = []
 
     def finish(self) -> None:
         """Make the table."""
@@ -61,7 +60,7 @@ class Segment:
         sides = (given, outputs)
         if self._tensors:
             self.table.set(self._tensor_places, [sides[side][i].data_ptr() for side, i in self._tensors])
-        planes = [given[i].keys for i in self._indices]  # a state that grows gets new ones, of keys and values both
+        planes = [given[i].keys.number for i in self._indices]  # a state that grows gets new ones, of keys and values both
         if planes != self._planes:
             self.table.set(self._part_places, [_state_argument(given[late.index], late.part) for late in self._parts])
             self._planes = planes

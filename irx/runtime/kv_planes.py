@@ -9,6 +9,7 @@ Planes of int8 keep one f32 scale per token: its largest channel is 127.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -51,16 +52,24 @@ BLOCKED_VALUES = {4: Arrangement(1, 1, 16), 2: Arrangement(2, 1, 16), 1: Arrange
 LAYOUTS = ("dense", "blocked")
 
 
-class Plane:
-    """Tokens [B, G, slots, channels] in one arrangement: `tensor`, and `scale` f32 [B, G, slots] for int8."""
+_NUMBERS = itertools.count()
 
-    __slots__ = ("arrangement", "channels", "scale", "tensor")
+
+class Plane:
+    """Tokens [B, G, slots, channels] in one arrangement: `tensor`, and `scale` f32 [B, G, slots] for int8.
+
+    No two planes of a process have the same `number`: whoever has noted where a plane lies knows by it whether that
+    still holds, and need not keep the plane.
+    """
+
+    __slots__ = ("arrangement", "channels", "number", "scale", "tensor")
 
     def __init__(self, tensor: Tensor, channels: int, arrangement: Arrangement, scale: Tensor | None = None) -> None:
         self.tensor = tensor
         self.channels = channels
         self.arrangement = arrangement
         self.scale = scale
+        self.number = next(_NUMBERS)
 
     @property
     def capacity(self) -> int:
