@@ -60,7 +60,7 @@ class Segment:
         sides = (given, outputs)
         if self._tensors:
             self.table.set(self._tensor_places, [sides[side][i].data_ptr() for side, i in self._tensors])
-        planes = [given[i].keys.number for i in self._indices]  # a state that grows gets new ones, of keys and values both
+        planes = [given[i].keys.number for i in self._indices]  # new where a state has grown
         if planes != self._planes:
             self.table.set(self._part_places, [_state_argument(given[late.index], late.part) for late in self._parts])
             self._planes = planes
