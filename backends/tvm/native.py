@@ -140,12 +140,18 @@ class Runner:
         """Link objects into the process."""
         with self._lock:
             fresh = {symbol: data for symbol, data in objects.items() if symbol not in self._addresses}
-            for data in fresh.values():
-                self._engine.add_object_file(self._llvm.ObjectFileRef.from_data(data))
+            for found in [self._object(symbol, data) for symbol, data in fresh.items()]:
+                self._engine.add_object_file(found)
             self._engine.finalize_object()
             for symbol in fresh:
                 self._addresses[symbol] = self._engine.get_function_address(f"__tvm_ffi_{symbol}")
             return {symbol: self._addresses[symbol] for symbol in objects}
+
+    def _object(self, symbol: str, data: bytes) -> Any:
+        found = self._llvm.ObjectFileRef.from_data(data)
+        if not found._ptr:  # LLVM adds a null pointer without a word, and crashes
+            raise KernelFailed(f"the kernel {symbol} cannot be loaded: it is no object file", fix="compile it again")
+        return found
 
     def _walker(self) -> Any:
         text = files("irx.backends.tvm").joinpath("walker.ll").read_text()
