@@ -11,6 +11,7 @@ from irx.backends.tvm.rules import linear
 from irx.backends.tvm.templates.conv import gather_call, turn_call
 from irx.backends.tvm.templates.conv_direct import direct_call
 from irx.backends.tvm.templates.conv_shape import Convolution, convolution
+from irx.ir.dims import Dim
 from irx.ir.graph import Builder, Graph, Value
 from irx.ir.types import TensorType, numpy_dtype
 
@@ -47,7 +48,7 @@ def _by_product(conv: Convolution, choices: Choices) -> Lowered:
 def _linear(conv: Convolution) -> tuple[Graph, dict[str, Value]]:
     """A body of the product alone, and its inputs by name."""
     graph = Graph("conv")
-    types = {"x": (conv.rows, conv.columns), "weight": (conv.filters, conv.columns)}
+    types: dict[str, tuple[Dim, ...]] = {"x": (conv.rows, conv.columns), "weight": (conv.filters, conv.columns)}
     if conv.bias is not None:
         types["bias"] = (conv.filters,)
     operands = {name: graph.add_input(name, TensorType(shape, conv.dtype)) for name, shape in types.items()}

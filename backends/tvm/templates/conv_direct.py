@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
-from irx.backends.tvm.kernel import Kernel, Pointer
+from irx.backends.tvm.kernel import Kernel, Parameter, Pointer
 from irx.backends.tvm.lanes import load, loaded, store
 from irx.backends.tvm.lowered import Binding, Call, Data
 from irx.backends.tvm.templates.conv_shape import SIZES, Convolution, share
@@ -19,7 +19,7 @@ def direct_call(conv: Convolution) -> Call:
         _Line(w, conv).emit()
     values = {"x": conv.x, "weight": conv.weight, "bias": conv.bias, "y": conv.output}
     present = {name: value for name, value in values.items() if value is not None}
-    parameters = (*SIZES, *(Pointer(name, STORAGE[conv.dtype]) for name in present))
+    parameters: tuple[Parameter, ...] = (*SIZES, *(Pointer(name, STORAGE[conv.dtype]) for name in present))
     kernel = Kernel("conv_direct", parameters, w.text(), note=f"{conv.title}, {conv.groups} groups")
     bindings: dict[str, Binding] = {name: Data(value) for name, value in present.items()}
     return Call(kernel, {**conv.sizes, **bindings})
