@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,8 +13,6 @@ from typing import Any
 
 import torch
 
-import irx.backends
-import irx.passes
 from irx.backends import find_backend, known_backends
 from irx.backends.torch.call import call_on_arrays
 from irx.errors import DeviceNotFound, MissingFeature, UnknownOption, UnsupportedArgument
@@ -234,8 +233,8 @@ def _latency(program: Program, goal: Target) -> Latency | str:
 
 def _code_folders() -> list[Path]:
     """Where the compiler's own code is."""
-    own = Path(__file__).parent
-    return [own, *map(Path, irx.passes.__path__), *map(Path, irx.backends.__path__)]
+    modules = [sys.modules[f"irx.{name}"] for name in ("api", "passes", "backends")]
+    return [Path(str(module.__file__)).parent for module in modules]
 
 
 def _absent(goal: Target) -> list[str]:

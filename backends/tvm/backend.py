@@ -104,7 +104,7 @@ class TvmBackend:
         if not runs_here(device):
             lacking = ", ".join(sorted(device.features - host_cpu().features))
             raise MissingFeature(f"this machine lacks {lacking} of {device.name}", fix="compile for its own processor")
-        graph, steps = self._built.pop(_digest(blobs), None) or _lowered(blobs, device)
+        graph, steps = _lowered(blobs, device) if (key := _digest(blobs)) not in self._built else self._built.pop(key)
         kernels = _kernels(steps)
         objects = {k.symbol: blobs[f"{k.symbol}.o"] for k in kernels if f"{k.symbol}.o" in blobs}
         missing = [kernel for kernel in kernels if kernel.symbol not in objects]

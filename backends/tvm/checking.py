@@ -49,7 +49,8 @@ STORED = {"bf16": 2e-2, "f16": 4e-3, "i8": 2e-2}
 
 def wrong(program: Program, steps: Steps, objects: Mapping[str, bytes]) -> dict[str, str]:
     """Kernels whose results are off, by symbol, each with what was measured."""
-    store, found = Store(), {}
+    store = Store()
+    found: dict[str, str] = {}
     for step in {step.site.body: step for step in steps.steps if step.lowered is not None}.values():
         graph, site = alone(step.site)
         own = excerpt(program, graph)

@@ -1,4 +1,4 @@
-"""From kernels to objects: TVM parses the text and LLVM compiles it, in processes of their own; the cache keeps them."""
+"""From kernels to objects: TVM and LLVM compile their text, in processes of their own; the cache keeps them."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def _bits(array: Array) -> Array:
     return array.view(np.uint16) if array.dtype == np.int16 else array
 
 
-def _array(stored: Stored) -> object:
+def _array(stored: Stored) -> Array:
     return to_numpy(stored.raw if isinstance(stored, Packed) else stored)
 
 

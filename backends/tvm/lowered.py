@@ -15,6 +15,7 @@ from irx.backends.tvm.layouts.layout import Layout
 from irx.ir.dims import Dim
 from irx.ir.graph import Graph, Value
 from irx.target import Device
+from irx.tuning import Choice
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Choices:
     """What a rule may ask for: the device, and the schedule of a template (knob values by name) for a shape bucket."""
 
     device: Device
-    schedule: Callable[[str, str, Mapping[str, int | str]], Mapping[str, int | str]]
+    schedule: Callable[[str, str, Mapping[str, Choice]], Mapping[str, Choice]]
     """`schedule(template, bucket, defaults)`: the knobs to use; the defaults where nothing better is known."""
 
 
@@ -133,7 +134,7 @@ def columns_of(value: Value) -> int | None:
     return last if isinstance(last, int) else None
 
 
-def default_schedule(template: str, bucket: str, defaults: Mapping[str, int | str]) -> Mapping[str, int | str]:
+def default_schedule(template: str, bucket: str, defaults: Mapping[str, Choice]) -> Mapping[str, Choice]:
     """Every template's own defaults."""
     return defaults
 

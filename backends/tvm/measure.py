@@ -96,9 +96,12 @@ def ring_of(step: Step) -> Steps:
             shared[value] = graph.add_input(value.name, value.type)
     ring = Steps(graph)
     for number in range(min(MOST_COPIES, max(1, RING // size)) if size else 1):
-        own = {v: Weight(f"{v.name}/{number}", v.type) for v in step.site.operands if isinstance(v, Weight)}
-        made = graph.add_copy(node, {**shared, **own})
-        operands = tuple({**shared, **own}[value] for value in step.site.operands)
+        mapping = dict(shared)
+        for value in step.site.operands:
+            if isinstance(value, Weight):
+                mapping[value] = Weight(f"{value.name}/{number}", value.type)
+        made = graph.add_copy(node, mapping)
+        operands = tuple(mapping[value] for value in step.site.operands)
         site = Site(made, step.site.body, operands, made.outputs)
         ring.order.append(site)
         ring.steps.append(Step(site, step.lowered, step.reason))

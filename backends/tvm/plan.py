@@ -23,7 +23,7 @@ from irx.backends.tvm.native import load
 from irx.backends.tvm.states import States
 from irx.backends.tvm.steps import Steps
 from irx.errors import InputMismatch
-from irx.ir.graph import Graph
+from irx.ir.graph import Graph, Value
 from irx.ir.regions import expanded
 from irx.ledger import Row
 from irx.runtime.profile import Timed
@@ -37,9 +37,9 @@ class Plan:
 
     def __init__(self, graph: Graph, steps: Steps, objects: Mapping[str, bytes]) -> None:
         self.name = graph.name
-        self.inputs = tuple(graph.inputs)
-        self.outputs = tuple(graph.outputs)
-        self.output_names = tuple(graph.output_names)
+        self.inputs: Sequence[Value] = tuple(graph.inputs)
+        self.outputs: Sequence[Value] = tuple(graph.outputs)
+        self.output_names: Sequence[str] = tuple(graph.output_names)
         self.graph = graph
         self.steps = steps
         self.functions = load(objects)

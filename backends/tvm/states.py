@@ -53,8 +53,8 @@ def _appended(graph: Graph) -> dict[Value, Value]:
             assert isinstance(body, Graph)
             outer = dict(zip(body.inputs, node.inputs, strict=True))
             inner = _appended(body)
-            for state, pos in inner.items():
-                actual, position = outer[state], outer[pos]
+            for inside, at in inner.items():
+                actual, position = outer[inside], outer[at]
                 assert actual is not None and position is not None
                 found[roots[actual]] = position
             results = zip(body.outputs, node.outputs, strict=True)

@@ -85,8 +85,7 @@ def _tasks_of(program: Program, step: Step, uses: int, device: Device) -> list[T
     found = []
     for (template, bucket), defaults in asked.asked.items():
         one = task(template, bucket, defaults)
-        other = next((s for s in map(one.space.default().replace, *_another(one)) if one.space.allows(s)), None)
-        case = None if other is None else _case_of(step, device, (template, bucket), other)
+        case = _case_of(step, device, (template, bucket), one)
         if case is None:
             continue
         sizes = _sizes(step, case)
@@ -102,10 +101,11 @@ def _tasks_of(program: Program, step: Step, uses: int, device: Device) -> list[T
     return found
 
 
-def _another(one: Task) -> tuple[list[str], list[Choice]]:
-    """For every knob a value that is not the default."""
-    pairs = [(k.name, value) for k in one.space.knobs for value in k.values if value != k.default]
-    return [knob for knob, _ in pairs], [value for _, value in pairs]
+def _others(one: Task) -> list[Schedule]:
+    """Every schedule that differs from the default in one knob."""
+    default = one.space.default()
+    pairs = ((knob, value) for knob in one.space.knobs for value in knob.values if value != knob.default)
+    return [s for s in (default.replace(knob.name, value) for knob, value in pairs) if one.space.allows(s)]
 
 
 def _lowered(step: Step, device: Device, schedule: Any) -> Lowered | None:
@@ -114,15 +114,14 @@ def _lowered(step: Step, device: Device, schedule: Any) -> Lowered | None:
     return made.lowered
 
 
-def _case_of(step: Step, device: Device, asked: tuple[str, str], knobs: Mapping[str, Choice]) -> Case | None:
-    """The case whose kernels change with the schedule."""
+def _case_of(step: Step, device: Device, asked: tuple[str, str], one: Task) -> Case | None:
+    """The case whose kernels change with the schedule, whichever knob it takes: a kernel may have no use for some."""
     assert step.lowered is not None
-    changed = _lowered(step, device, _Asked({}, asked, knobs))
-    if changed is None:
-        return None
-    for old, new in zip(step.lowered.cases, changed.cases, strict=True):
-        if [call.kernel.symbol for call in old.calls] != [call.kernel.symbol for call in new.calls]:
-            return old
+    for other in _others(one):
+        changed = _lowered(step, device, _Asked({}, asked, other))
+        for old, new in zip(step.lowered.cases, changed.cases if changed is not None else (), strict=False):
+            if [call.kernel.symbol for call in old.calls] != [call.kernel.symbol for call in new.calls]:
+                return old
     return None
 
 

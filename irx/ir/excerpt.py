@@ -6,7 +6,6 @@ from irx.ir.graph import Graph
 from irx.ir.program import Program
 from irx.ir.sizes import used_sizes
 
-
 MAIN = ("decode", "forward")
 
 

@@ -1,6 +1,6 @@
 """What a layout is: from weights as the program stores them to the arrays that a kernel reads.
 
-A layout never changes a value: what it stores is what the weights hold, in another order and possibly padded with zeros.
+A layout never changes a value: it stores what the weights hold, in another order and possibly padded with zeros.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ Ways, by weight format, precision of x and instruction set:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from irx.backends.tvm.layouts.coding import Coding
@@ -22,6 +21,7 @@ from irx.backends.tvm.linear_region import LinearRegion
 from irx.backends.tvm.lowered import Choices
 from irx.backends.tvm.writer import LANES
 from irx.target import Device
+from irx.tuning import Choice
 
 MOST_IN_BLOCK = 16
 """Most rows in a register tile. A kernel needs at least as many rows as its register tile has."""
@@ -200,7 +200,7 @@ def shape_for(region: LinearRegion, layouts: tuple[Tiles, ...], choices: Choices
     if matrices and (way(region, layouts, choices.device) == "pairs" or can_split(region, layouts, choices.device)):
         vectors, block = min(layout.tile // LANES, 4), LANES
     stripe = max(1, STRIPE_BYTES // (block * region.k * 4))
-    defaults: dict[str, int | str] = {
+    defaults: dict[str, Choice] = {
         "block": block,
         "vectors": vectors,
         "unroll": 4,
@@ -208,7 +208,7 @@ def shape_for(region: LinearRegion, layouts: tuple[Tiles, ...], choices: Choices
         "split": int(matrices),
     }
     bucket = f"{layout.format}/{region.activations} {region.n}x{region.k} rows{fewest}"
-    knobs: Mapping[str, int | str] = choices.schedule("gemm", bucket, defaults)
+    knobs = choices.schedule("gemm", bucket, defaults)
     block, vectors, unroll, stripe, split = (int(knobs[name]) for name in defaults)
     shape = Shape(
         region, layouts, choices.device, min(block, MOST_IN_BLOCK, fewest), vectors, unroll, stripe, bool(split)

@@ -23,6 +23,7 @@ from irx.backends.tvm.templates.matvec_instructions import PAIRS, PREFETCH
 from irx.backends.tvm.templates.matvec_product import Unit, emit_product, totals_bytes
 from irx.backends.tvm.templates.matvec_shape import Shape, balanced_vectors, layouts_of, way
 from irx.backends.tvm.writer import LANES, Writer
+from irx.tuning import Choice
 
 ROWS = (1, 2, 4, 8)
 PREPARED_ALONE = 2
@@ -51,7 +52,7 @@ def shape_for(region: LinearRegion, most: int, choices: Choices) -> Shape:
     layouts = layouts_of(region, choices.device)
     layout = layouts[0]
     widest = 4 if most < 8 else 1 if layout.coding is not None else 2
-    defaults: dict[str, int | str] = {
+    defaults: dict[str, Choice] = {
         "vectors": balanced_vectors(region.n, layout.tile, choices.device.cores, widest=widest),
         "unroll": 4,
         "prefetch": PREFETCH_BYTES if way(region, layouts, choices.device) == "planes" else 0,
