@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from irx.passes import passes as passes
     from irx.runtime.executable import Executable as Executable
     from irx.target import Target as Target
-    from irx.target import devices as devices
+    from irx.target.device import devices as devices
 
 __version__ = "0.1.0"
 
@@ -26,7 +26,7 @@ _PUBLIC = {
     "IRXError": "irx.errors",
     "Target": "irx.target",
     "compile": "irx.api",
-    "devices": "irx.target",
+    "devices": "irx.target.device",
     "load": "irx.api",
     "parse": "irx.frontends.text",
     "passes": "irx.passes",
