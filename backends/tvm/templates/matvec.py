@@ -51,7 +51,7 @@ def shape_for(region: LinearRegion, most: int, choices: Choices) -> Shape:
     """The kernel's shape: knobs from the schedule, else what suits the format and the number of rows."""
     layouts = layouts_of(region, choices.device)
     layout = layouts[0]
-    widest = 4 if most < 8 else 1 if layout.coding is not None else 2
+    widest = 4 if most * len(layouts) < 8 else 1 if layout.coding is not None else 2
     defaults: dict[str, Choice] = {
         "vectors": balanced_vectors(region.n, layout.tile, choices.device.cores, widest=widest),
         "unroll": 4,
