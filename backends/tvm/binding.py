@@ -69,7 +69,7 @@ class Segment:
 def room(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """An empty tensor on a 64-byte boundary, with 64 bytes behind it that may be read."""
     size = math.prod(shape) * dtype.itemsize
-    return torch.empty(size + 64, dtype=torch.uint8)[:size].view(dtype).view(*shape)
+    return torch.empty(size + 64, dtype=torch.uint8)[:size].view(dtype).view(list(shape))
 
 
 def readable(tensor: Tensor) -> Tensor:
