@@ -17,6 +17,7 @@ from irx.frontends.hf.adapter import adapted, can_adapt
 from irx.frontends.hf.examples import derive_example
 from irx.frontends.hf.masks import UnknownMask
 from irx.frontends.hf.metadata import describe_model, longest
+from irx.frontends.torch_export.capture import in_dtype
 from irx.frontends.torch_export.example import ExampleLike, bind_example
 from irx.ir.program import Program
 
@@ -44,7 +45,10 @@ def capture(
     if isinstance(model, (str, Path)):
         model = load_folder(Path(model))
     keywords = _keywords(model, derive_example(model) if example is None else example)
-    options: dict[str, Any] = {"dynamic": dynamic, "max_batch": max_batch, "dtype": dtype}
+    if dtype is not None:  # before anything is found out about the modules: the copy has others
+        model, fitted = in_dtype(model, bind_example(model, keywords), dtype)
+        keywords = fitted.named()
+    options: dict[str, Any] = {"dynamic": dynamic, "max_batch": max_batch}
     options["max_length"] = longest(model) if max_length is None else max_length
     program, sites, note = _captured(model, keywords, options)
     program.meta |= describe_model(model, sites)

@@ -68,7 +68,7 @@ def capture(
         raise ExampleMismatch(f"an example input is needed for {type(model).__name__}", fix="pass example=")
     original = bind_example(model, example)
     if dtype is not None:
-        model, original = _in_dtype(model, original, dtype)
+        model, original = in_dtype(model, original, dtype)
     traced = dynamic_example(original) if dynamic else original
     with stand_ins(model) as unloaded:
         exported = export(model, traced, original)
@@ -219,7 +219,7 @@ def _check_sizes(translation: Translation, example: Example) -> None:
             translation.notes.append(f"the model fixes axis {fixed} of {name} at the example's size")
 
 
-def _in_dtype(model: torch.nn.Module, example: Example, dtype: str) -> tuple[torch.nn.Module, Example]:
+def in_dtype(model: torch.nn.Module, example: Example, dtype: str) -> tuple[torch.nn.Module, Example]:
     """A copy of the model and the example in another float dtype; unsaved buffers, as rotary tables, stay."""
     wanted = torch_dtype(dtype)
     memo: dict[int, Any] = {}
