@@ -55,9 +55,9 @@ def run(arguments: Namespace) -> int:
     source = read_program(arguments.file)
     _bind(source, arguments.seed)
     program, ledger = optimize(source, goal, arguments.pipeline)
-    fast = compile(program, target=arguments.target, pipeline="")
-    trial = _Trial(source, program, fast, _sizes(arguments.size, program), arguments)
-    rows = [row for name in _chosen(arguments.graph, program) for row in trial.rows(name)]
+    sizes, chosen = _sizes(arguments.size, program), _chosen(arguments.graph, program)
+    trial = _Trial(source, program, compile(program, target=arguments.target, pipeline=""), sizes, arguments)
+    rows = [row for name in chosen for row in trial.rows(name)]
     _print(rows, trial, arguments.json)
     for refused in ledger.refused():
         say(f"pass {refused.name!r} was refused: {refused.reason}")
