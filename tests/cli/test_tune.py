@@ -50,7 +50,10 @@ def row(template: str, seconds: float, tile: int, cores: int = 2) -> Row:
     return Row(device, TaskKey(template, "v1", "n=24", "f64"), schedule, seconds, 0.01, 2.0, 9, 0, "2026-01-31")
 
 
-def test_a_model_is_tuned_and_the_result_kept(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_is_tuned_and_the_result_kept(
+    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # a narrow terminal shortens what the table says
     assert main(["tune", model, "--target", "torch:cpu"]) == 0
     printed = capsys.readouterr()
     assert "toy[n=24, f64]" in printed.out

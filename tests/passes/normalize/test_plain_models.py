@@ -11,6 +11,7 @@ import torch
 from irx import api
 from irx.ir.parser import parse
 from irx.ir.program import Program
+from irx.ir.regions import flat_nodes
 from tests.passes.normalize.plain_models import MODELS, VOCABULARY, build
 
 
@@ -22,7 +23,7 @@ def compiled(name: str) -> tuple[torch.nn.Module, Any, Program]:
 
 
 def sites(program: Program, op: str) -> list[Any]:
-    return [node for node in program.graphs["decode"].nodes if node.op.name == op]
+    return [node for node in flat_nodes(program.graphs["decode"]) if node.op.name == op]
 
 
 @pytest.mark.parametrize("name", MODELS)
