@@ -19,7 +19,7 @@ from irx.backends.tvm.codegen import compile_kernels
 from irx.backends.tvm.kernel import Kernel
 from irx.backends.tvm.lowered import Choices
 from irx.backends.tvm.plan import Plan
-from irx.backends.tvm.sites import Site
+from irx.backends.tvm.sites import Site, add_sizes
 from irx.backends.tvm.steps import Lowering, Step, Steps
 from irx.cache import CacheKey, Store
 from irx.ir.blocks import FORMATS
@@ -105,6 +105,7 @@ def ring_of(step: Step) -> Steps:
         site = Site(made, step.site.body, operands, made.outputs)
         ring.order.append(site)
         ring.steps.append(Step(site, step.lowered, step.reason))
+    add_sizes(graph)
     return ring
 
 

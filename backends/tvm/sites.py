@@ -58,11 +58,16 @@ def alone(site: Site) -> tuple[Graph, Site]:
             mapping[value] = graph.add_input(value.name, value.type)
     made = graph.add_copy(site.node, mapping)
     graph.set_outputs({f"out{i}": value for i, value in enumerate(made.outputs)})
+    add_sizes(graph)
+    return graph, Site(made, site.body, tuple(mapping.get(v, v) for v in site.operands), made.outputs)
+
+
+def add_sizes(graph: Graph) -> None:
+    """Inputs u8[S] for every named size S that is no axis of an input: a call of the graph then knows all its sizes."""
     axes = {dim for value in graph.inputs for dim in dims_of(value.type)}
     for name in used_sizes(graph):
         if symbol(name) not in axes:
             graph.add_input(name, TensorType((symbol(name),), "u8"))
-    return graph, Site(made, site.body, tuple(mapping.get(v, v) for v in site.operands), made.outputs)
 
 
 class Bodies:
