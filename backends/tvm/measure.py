@@ -35,9 +35,9 @@ from irx.runtime.tensors import TORCH, Packed
 from irx.target import Device, host_cpu
 
 CONTEXT = 128  # tokens that states hold, and rows of graphs without one
-RING = 96 << 20  # bytes of copies of one region's weights: more than caches hold
-MOST_COPIES = 400
-REPEAT = 15
+RING = 64 << 20  # bytes of copies of one region's weights: more than caches hold
+MOST_COPIES = 1000
+REPEAT = 9
 
 
 def latency(graph: Graph, device: Device, choices: Choices) -> Latency:

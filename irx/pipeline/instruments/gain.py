@@ -23,7 +23,8 @@ from irx.rewrite.report import Fuel
 Measure: TypeAlias = Callable[[Program], "Latency | str"]
 """The latency of one step of a program's main graph on the device, or why it is not measured."""
 
-LEAST = 0.01  # of a step: a pass is dropped for losses larger than this, and than twice the noise
+LEAST = 0.2  # of a step: a pass is dropped for losses larger than this, and than twice the noise; the sum of regions
+# timed alone is no closer to the time of the step
 FIRST = Stage.DEPTH  # passes before it make the program what every backend can run
 
 
