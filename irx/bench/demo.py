@@ -28,7 +28,7 @@ CONTEXT = 128  # tokens before the timed step, fewer where the model takes no mo
 
 @dataclass(frozen=True)
 class Speed:
-    """Decode steps timed in one run, and what reading all weights once takes at the bandwidth of that run."""
+    """Decode steps timed in one run, and what reading IRX's weights once takes at the bandwidth of that run."""
 
     context: int
     timings: Mapping[str, Timing]
@@ -49,7 +49,7 @@ class Speed:
     def lines(self) -> list[str]:
         """The figures as text: each candidate's step, its ratio to IRX, and the floor."""
         ours = self.timings["IRX"].median
-        lines = [f"One decode step at a context of {self.context} tokens, float32, interleaved in this run:"]
+        lines = [f"One decode step at a context of {self.context} tokens, interleaved; PyTorch in float32:"]
         for name, timing in self.timings.items():
             ratio = "" if name == "IRX" else f", {timing.median / ours:.2f} times IRX's"
             lines.append(f"  {name:<9} {timing}, {1 / timing.median:.1f} tokens/s{ratio}")
@@ -108,7 +108,7 @@ def speed(fast: Any, path: Path, *, inductor: bool = True) -> Speed:
     with torch.no_grad():
         timings = interleave(candidates)
     read = timings.pop("read").low
-    return Speed(context, timings, {"Inductor": reason} if reason else {}, size, size / read)
+    return Speed(context, timings, {"Inductor": reason} if reason else {}, fast.memory().weights, size / read)
 
 
 def attempt(make: Callable[[], Step]) -> tuple[Step | None, str]:
