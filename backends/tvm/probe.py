@@ -22,6 +22,7 @@ from irx.backends.tvm.codegen import missing
 from irx.backends.tvm.kernel import Kernel, Pointer, Size
 from irx.backends.tvm.native import Table, aligned
 from irx.backends.tvm.single import table
+from irx.backends.tvm.templates.instructions import PAIRS, dot_pairs
 from irx.backends.tvm.writer import Writer
 from irx.cache import Store
 from irx.errors import MissingExtra
@@ -34,16 +35,6 @@ BUDGET = 0.4  # seconds for one figure
 SHARE = 0.85  # of the cores' time that this process must have got for its figures to be kept
 
 logger = logging.getLogger(__name__)
-
-DOT_BF16 = """
-declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
-define <16 x float> @irx_probe_bf16(<16 x float> %sum, <16 x i32> %x, <16 x i32> %y) alwaysinline {
-  %a = bitcast <16 x i32> %x to <32 x bfloat>
-  %b = bitcast <16 x i32> %y to <32 x bfloat>
-  %r = call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float> %sum, <32 x bfloat> %a, <32 x bfloat> %b)
-  ret <16 x float> %r
-}
-"""
 
 
 @dataclass(frozen=True)
@@ -72,8 +63,8 @@ BF16 = Multiply(
     "float32",
     "int32",
     (0x3F803F80, 0x3F803F80),  # pairs of 1.0
-    'T.call_pure_extern("float32x16", "irx_probe_bf16", {s}, {x}, {y})',
-    DOT_BF16,
+    dot_pairs("{s}", "{x}", "{y}"),
+    PAIRS,
 )
 INT8 = Multiply(
     "i8",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
+from irx.backends.tvm.templates.instructions import PAIRS
 from irx.target import Device
 
 KEYS = 64  # keys of a tile
@@ -22,16 +23,9 @@ ELEMENT = {"f32": "float32", "bf16": "int32", "i8": "int32"}
 VALUES = {"f32": "float32", "bf16": "int32", "i8": "int8"}
 """How kernels read values: one, those of a pair of tokens, or one."""
 
-DPBF16 = """
-declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
+TO_PAIRS = """
 declare <16 x bfloat> @llvm.x86.avx512bf16.cvtneps2bf16.512(<16 x float>)
-define linkonce_odr <16 x float> @irx_dot_pairs(<16 x float> %sum, <16 x i32> %x, <16 x i32> %y) alwaysinline {
-  %a = bitcast <16 x i32> %x to <32 x bfloat>
-  %b = bitcast <16 x i32> %y to <32 x bfloat>
-  %r = call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float> %sum, <32 x bfloat> %a, <32 x bfloat> %b)
-  ret <16 x float> %r
-}
-define linkonce_odr <8 x i32> @irx_to_pairs(<16 x float> %x) alwaysinline {
+define <8 x i32> @irx_to_pairs(<16 x float> %x) alwaysinline {
   %n = call <16 x bfloat> @llvm.x86.avx512bf16.cvtneps2bf16.512(<16 x float> %x)
   %r = bitcast <16 x bfloat> %n to <8 x i32>
   ret <8 x i32> %r
@@ -106,7 +100,7 @@ class Form:
     @property
     def llvm(self) -> str:
         """LLVM functions that the kernel needs."""
-        return DPBF16 if self.dot == "dpbf16" else ""
+        return PAIRS + TO_PAIRS if self.dot == "dpbf16" else ""
 
 
 def instructions(storage: str, device: Device) -> str:

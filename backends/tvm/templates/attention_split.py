@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from irx.backends.tvm import vector_math
 from irx.backends.tvm.arguments import whole
@@ -56,19 +57,40 @@ def _split(f: Form, x: Sources, left: dict[str, Temporary]) -> Call:
     room = whole(w, f"{count} + {f.rows}")
     mine = whole(w, f"tid * {kernel.batch} * {f.groups} * {room}")
     first, end = _share(kernel)
+    with _heads(kernel) as head:
+        from_tile = whole(w, f"T.max({first} - {head.done}, T.int64(0))")
+        to_tile = whole(w, f"T.min({end} - {head.done}, {head.tiles})")
+        with w.block(f"if {from_tile} < {to_tile}:"):
+            row = whole(w, f"{mine} + (b * {f.groups} + g) * {room}")
+            span = (f"{head.start} + {from_tile}", f"{head.start} + {to_tile}")
+            _segment(kernel, row, count, room, span, head.latest, head.least, head.most)
+    return kernel.arguments.call("attention_split", w, f"attention to {f.storage} keys, split", llvm=f.llvm)
+
+
+@dataclass(frozen=True)
+class _Head:
+    """Names in the loops over rows `b` and heads `g`: tiles `done` before this head, its own `tiles` from `start` on,
+    and what its queries see, as `bounds` gives it."""
+
+    done: str
+    start: str
+    tiles: str
+    latest: str
+    least: str
+    most: str
+
+
+@contextmanager
+def _heads(kernel: AttentionKernel) -> Iterator[_Head]:
+    """Statements for every head of every row, in the order in which their tiles are counted."""
+    w = kernel.w
     done = w.register("T.int64(0)", dtype="int64", lanes=1)
     with w.block(f"for b in T.serial({kernel.batch}):"):
         lowest, latest, least, most = kernel.bounds("b", "T.int64(0)", kernel.length)
         start, tiles = tile_span(w, lowest, most)
-        with w.block(f"for g in T.serial({f.groups}):"):
-            from_tile = whole(w, f"T.max({first} - {done}, T.int64(0))")
-            to_tile = whole(w, f"T.min({end} - {done}, {tiles})")
-            with w.block(f"if {from_tile} < {to_tile}:"):
-                row = whole(w, f"{mine} + (b * {f.groups} + g) * {room}")
-                span = (f"{start} + {from_tile}", f"{start} + {to_tile}")
-                _segment(kernel, row, count, room, span, latest, least, most)
+        with w.block(f"for g in T.serial({kernel.f.groups}):"):
+            yield _Head(done, start, tiles, latest, least, most)
             w(f"{done} = {done} + {tiles}")
-    return kernel.arguments.call("attention_split", w, f"attention to {f.storage} keys, split", llvm=f.llvm)
 
 
 def _segment(
@@ -116,19 +138,14 @@ def _combine(f: Form, x: Sources, left: dict[str, Temporary]) -> Call:
     room = whole(w, f"{count} + {f.rows}")
     heads = whole(w, f"{kernel.batch} * {f.groups}")
     every = _all_tiles(kernel)
-    done = w.register("T.int64(0)", dtype="int64", lanes=1)
-    with w.block(f"for b in T.serial({kernel.batch}):"):
-        lowest, _, _, most = kernel.bounds("b", "T.int64(0)", kernel.length)
-        _, tiles = tile_span(w, lowest, most)
-        with w.block(f"for g in T.serial({f.groups}):"):
-            number = whole(w, f"(b * {f.groups} + g) * {count}")
-            # Row r falls to thread (number + r) % nt.
-            skipped = whole(w, f"(tid + nt - {number} % nt) % nt")
-            with w.block(f"for turn in T.serial(({count} - {skipped} + nt - 1) // nt):"):
-                r = whole(w, f"{skipped} + turn * nt")
-                row = f"(b * {f.groups} + g) * {room} + {r}"
-                _combine_row(kernel, r, every, done, tiles, row, f"{heads} * {room}", strides)
-            w(f"{done} = {done} + {tiles}")
+    with _heads(kernel) as head:
+        number = whole(w, f"(b * {f.groups} + g) * {count}")
+        # Row r falls to thread (number + r) % nt.
+        skipped = whole(w, f"(tid + nt - {number} % nt) % nt")
+        with w.block(f"for turn in T.serial(({count} - {skipped} + nt - 1) // nt):"):
+            r = whole(w, f"{skipped} + turn * nt")
+            row = f"(b * {f.groups} + g) * {room} + {r}"
+            _combine_row(kernel, r, every, head.done, head.tiles, row, f"{heads} * {room}", strides)
     return kernel.arguments.call("attention_combine", w, "adds up split attention")
 
 

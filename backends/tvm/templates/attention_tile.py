@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from irx.backends.tvm import vector_math
 from irx.backends.tvm.arguments import whole
 from irx.backends.tvm.templates.attention_form import BLOCK, ELEMENT, KEYS, LOG2_E, LOWEST, VALUES, Form
+from irx.backends.tvm.templates.instructions import dot_pairs
 from irx.backends.tvm.writer import Writer, at, constant, splat
 
 
@@ -100,7 +101,7 @@ def _multiply(w: Writer, f: Form, total: str, keys: str, row: str, plane: int) -
     """total += one step of keys times one row of queries."""
     if f.dot == "dpbf16":
         q = splat(f"q[{row} + d]")
-        w(f'{total} = T.call_pure_extern("float32x16", "irx_dot_pairs", {total}, {keys}, {q})')
+        w(f"{total} = {dot_pairs(total, keys, q)}")
         return
     if f.dot == "vnni":
         q = splat(f"q[{row} + {plane * f.steps} + d]")
@@ -238,7 +239,7 @@ def _values(w: Writer, f: Form, a: Places, first: int, count: int) -> None:
 def _add_values(w: Writer, f: Form, total: str, found: str, weights: str) -> None:
     if f.dot == "dpbf16":
         p = splat(f"p[{weights} + t]")
-        w(f'{total} = T.call_pure_extern("float32x16", "irx_dot_pairs", {total}, {found}, {p})')
+        w(f"{total} = {dot_pairs(total, found, p)}")
         return
     lanes = [f'T.cast({found}, "float32x16")'] if f.storage == "i8" else unpacked(found, f.storage)
     for number, part in enumerate(lanes):

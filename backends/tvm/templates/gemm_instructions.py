@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from irx.backends.tvm.templates.matvec_instructions import PAIRS, dot_bytes, dot_pairs
+from irx.backends.tvm.templates.instructions import PAIRS, dot_bytes, dot_pairs
 
 _EVEN = ", ".join(f"i32 {4 * i}, i32 64, i32 {4 * i + 1}, i32 64" for i in range(16))
 _ODD = ", ".join(f"i32 {4 * i + 2}, i32 64, i32 {4 * i + 3}, i32 64" for i in range(16))

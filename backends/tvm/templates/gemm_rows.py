@@ -11,8 +11,8 @@ Behind the norm and the rounding of the region x is written as words of 32 bits,
 from __future__ import annotations
 
 from irx.backends.tvm.templates.gemm_shape import WORD, Shape
+from irx.backends.tvm.templates.instructions import reduced
 from irx.backends.tvm.templates.matvec_input import RowValues, magnitude, rounded, scale_of
-from irx.backends.tvm.templates.matvec_instructions import reduced
 from irx.backends.tvm.writer import LANES, Writer, at, bf16_bits, constant, splat, typed
 
 LARGEST_CODE = {"words": 32767, "bytes": 127}

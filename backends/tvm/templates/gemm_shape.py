@@ -19,14 +19,13 @@ from irx.backends.tvm.layouts.coding import Coding
 from irx.backends.tvm.layouts.tiles import Tiles
 from irx.backends.tvm.linear_region import LinearRegion
 from irx.backends.tvm.lowered import Choices
+from irx.backends.tvm.templates.linear_shape import LARGEST_GROUP, ProductShape, groups_nest
 from irx.backends.tvm.writer import LANES
 from irx.target import Device
 from irx.tuning import Choice
 
 MOST_IN_BLOCK = 16
 """Most rows in a register tile. A kernel needs at least as many rows as its register tile has."""
-LARGEST_GROUP = 64
-"""Most elements of x that share a 16-bit scale: an outlier costs its neighbours precision."""
 STRIPE_BYTES = 512 << 10
 """How much of x is met by one tile after the other before the next rows follow: half of a usual second-level cache."""
 PAGE = 4096
@@ -37,15 +36,10 @@ WORD = {"floats": 1, "pairs": 2, "halves": 2, "words": 2, "bytes": 4, "split": 2
 
 
 @dataclass(frozen=True)
-class Shape:
+class Shape(ProductShape):
     """One kernel: register tiles of `block` rows and `vectors` of 16 columns; `unroll` words of x in a loop's body."""
 
-    region: LinearRegion
-    layouts: tuple[Tiles, ...]
-    device: Device
     block: int
-    vectors: int
-    unroll: int
     stripe: int
     """Blocks of rows that meet one tile before the next tile's turn."""
     is_split: bool = False
@@ -61,16 +55,6 @@ class Shape:
     def uses_matrices(self) -> bool:
         """True where AMX multiplies."""
         return self.way in ("pairs", "split") and has_matrices(self.device)
-
-    @property
-    def columns(self) -> int:
-        """Output columns of a register tile."""
-        return self.vectors * LANES
-
-    @property
-    def units(self) -> int:
-        """How many times that many columns there are."""
-        return -(-self.region.n // self.columns)
 
     @property
     def codings(self) -> tuple[Coding, ...]:
@@ -166,7 +150,7 @@ def way(region: LinearRegion, layouts: tuple[Tiles, ...], device: Device) -> str
         return "floats"
     if region.activations != "a8":
         return "words"
-    return "bytes" if _fits(region.group, layouts) else "floats"
+    return "bytes" if groups_nest(region.group, layouts) else "floats"
 
 
 def has_matrices(device: Device) -> bool:
@@ -178,12 +162,6 @@ def can_split(region: LinearRegion, layouts: tuple[Tiles, ...], device: Device) 
     """True where split numbers may stand in for float32 and for 16-bit codes."""
     is_exact = region.activations == "f32" and way(region, layouts, device) in ("floats", "words")
     return is_exact and device.features.issuperset(("avx512_bf16", "avx512bw"))
-
-
-def _fits(group: int, layouts: tuple[Tiles, ...]) -> bool:
-    """True where groups of x and of the weights are nested."""
-    sizes = [layout.coding.group for layout in layouts if layout.coding is not None]
-    return group % LANES == 0 and group <= 256 and all(max(group, g) % min(group, g) == 0 for g in sizes)
 
 
 def shape_for(region: LinearRegion, layouts: tuple[Tiles, ...], choices: Choices, fewest: int) -> Shape:
@@ -210,7 +188,6 @@ def shape_for(region: LinearRegion, layouts: tuple[Tiles, ...], choices: Choices
     bucket = f"{layout.format}/{region.activations} {region.n}x{region.k} rows{fewest}"
     knobs = choices.schedule("gemm", bucket, defaults)
     block, vectors, unroll, stripe, split = (int(knobs[name]) for name in defaults)
-    shape = Shape(
-        region, layouts, choices.device, min(block, MOST_IN_BLOCK, fewest), vectors, unroll, stripe, bool(split)
-    )
+    block = min(block, MOST_IN_BLOCK, fewest)
+    shape = Shape(region, layouts, choices.device, vectors, unroll, block, stripe, bool(split))
     return replace(shape, block=LANES) if shape.uses_matrices else shape

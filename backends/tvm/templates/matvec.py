@@ -10,6 +10,7 @@ from __future__ import annotations
 from irx.backends.tvm.kernel import Kernel, Pointer, Size
 from irx.backends.tvm.linear_region import LinearRegion
 from irx.backends.tvm.lowered import Call, Choices, Temporary
+from irx.backends.tvm.templates.instructions import PAIRS, PREFETCH
 from irx.backends.tvm.templates.linear_operands import (
     call,
     emit_columns,
@@ -19,7 +20,6 @@ from irx.backends.tvm.templates.linear_operands import (
     product_parameters,
 )
 from irx.backends.tvm.templates.matvec_input import emit_row_input, emit_views
-from irx.backends.tvm.templates.matvec_instructions import PAIRS, PREFETCH
 from irx.backends.tvm.templates.matvec_product import Unit, emit_product, totals_bytes
 from irx.backends.tvm.templates.matvec_shape import Shape, balanced_vectors, layouts_of, way
 from irx.backends.tvm.writer import LANES, Writer
@@ -60,7 +60,7 @@ def shape_for(region: LinearRegion, most: int, choices: Choices) -> Shape:
     bucket = f"{layout.format}/{region.activations} {region.n}x{region.k} rows{most}"
     knobs = choices.schedule("matvec", bucket, defaults)
     vectors, unroll, prefetch = (int(knobs[name]) for name in ("vectors", "unroll", "prefetch"))
-    return Shape(region, layouts, choices.device, most, min(vectors, layout.tile // LANES), unroll, prefetch)
+    return Shape(region, layouts, choices.device, min(vectors, layout.tile // LANES), unroll, most, prefetch)
 
 
 def prepare_kernel(shape: Shape) -> Kernel:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from irx.backends.tvm.layouts.coding import Coding
 from irx.backends.tvm.layouts.reading import half
 from irx.backends.tvm.layouts.tiles import Tiles
-from irx.backends.tvm.templates.matvec_instructions import dot_bytes, dot_pairs, prefetch
+from irx.backends.tvm.templates.instructions import dot_bytes, dot_pairs, prefetch
 from irx.backends.tvm.templates.matvec_shape import Shape
 from irx.backends.tvm.writer import LANES, STACK, Writer, at, constant, splat
 

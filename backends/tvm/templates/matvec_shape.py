@@ -15,11 +15,9 @@ from math import ceil
 
 from irx.backends.tvm.layouts.tiles import TILES, Tiles, tiles_for
 from irx.backends.tvm.linear_region import LinearRegion
+from irx.backends.tvm.templates.linear_shape import LARGEST_GROUP, ProductShape, groups_nest
 from irx.backends.tvm.writer import LANES
 from irx.target import Device
-
-LARGEST_GROUP = 64
-"""Most elements of x that share a scale where a kernel may choose: an outlier costs its neighbours precision."""
 
 NARROWEST = 32
 """Columns of the narrowest tile that is made for balance: shorter runs of memory are read more slowly."""
@@ -29,31 +27,16 @@ WASTE = 0.03
 
 
 @dataclass(frozen=True)
-class Shape:
+class Shape(ProductShape):
     """One kernel: `most` rows at once, `vectors` of 16 output columns at once (a unit of work)."""
 
-    region: LinearRegion
-    layouts: tuple[Tiles, ...]
-    device: Device
     most: int
-    vectors: int
-    unroll: int
     prefetch: int
 
     @property
     def layout(self) -> Tiles:
         """The layout of the first weight; the second differs in nothing that matters here."""
         return self.layouts[0]
-
-    @property
-    def columns(self) -> int:
-        """Output columns in a unit of work."""
-        return self.vectors * LANES
-
-    @property
-    def units(self) -> int:
-        """Units of work."""
-        return -(-self.region.n // self.columns)
 
     @property
     def way(self) -> str:
@@ -113,15 +96,7 @@ def way(region: LinearRegion, layouts: tuple[Tiles, ...], device: Device) -> str
         return "pairs" if region.activations == "bf16" and "avx512_bf16" in device.features else "fma"
     if any(layout.coding is None for layout in layouts) or not {"avx512_vnni", "avx512bw"} <= device.features:
         return "fma"
-    return "planes" if region.activations != "a8" or _fits(region.group, layouts) else "fma"
-
-
-def _fits(group: int, layouts: tuple[Tiles, ...]) -> bool:
-    """True where groups of x and of the weights are nested."""
-    nested = (
-        layout.coding and not max(group, layout.coding.group) % min(group, layout.coding.group) for layout in layouts
-    )
-    return group % LANES == 0 and group <= 256 and all(nested)
+    return "planes" if region.activations != "a8" or groups_nest(region.group, layouts) else "fma"
 
 
 def layouts_of(region: LinearRegion, device: Device) -> tuple[Tiles, ...]:
