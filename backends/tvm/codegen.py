@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
+from irx.backends.tvm.compilers import compile_all
 from irx.backends.tvm.kernel import Kernel
 from irx.cache import CacheKey, Store
 from irx.errors import KernelFailed, MissingExtra
@@ -32,7 +27,6 @@ PROCESSORS = (
     ("haswell", ("avx2", "fma", "f16c")),
     ("x86-64", ()),
 )
-KERNELS_PER_WORKER = 4  # below this, starting another process takes longer than it saves
 
 _memory: dict[tuple[str, str], bytes] = {}  # objects of this process, by processor and symbol
 
@@ -101,57 +95,13 @@ def load_tvm() -> Any:
     return tvm
 
 
-class Worker:
-    """One compiling process."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "irx.backends.tvm.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def compile(self, kernel: Kernel, mcpu: str) -> bytes | str:
-        """The object of one kernel, or why TVM made none."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        request = {"symbol": kernel.symbol, "source": kernel.source, "mcpu": mcpu}
-        try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except OSError:
-            line = ""
-        answer = json.loads(line) if line else {"error": f"the compiler ended with code {self._process.wait()}"}
-        return str(answer["error"]) if "error" in answer else base64.b64decode(answer["object"])
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.communicate()
-
-
 def _compiled(kernels: Sequence[Kernel], mcpu: str) -> Mapping[str, bytes | str]:
-    """Objects compiled now, by as many processes as pay; for a kernel that fails the reason."""
+    """Objects compiled now; for a kernel that fails the reason."""
     if not kernels:
         return {}
     if (reason := missing()) is not None:
         raise MissingExtra("apache-tvm", "cpu", needed_for=f"compiling kernels: {reason}")
-    count = max(1, min(os.cpu_count() or 1, len(kernels) // KERNELS_PER_WORKER))
-    workers = [Worker() for _ in range(count)]
-    idle: SimpleQueue[Worker] = SimpleQueue()
-    for worker in workers:
-        idle.put(worker)
-
-    def compile_one(kernel: Kernel) -> bytes | str:
-        worker = idle.get()
-        try:
-            return worker.compile(kernel, mcpu)
-        finally:
-            idle.put(worker)
-
-    try:
-        with ThreadPoolExecutor(count) as pool:
-            return dict(zip([k.symbol for k in kernels], pool.map(compile_one, kernels), strict=True))
-    finally:
-        for worker in workers:
-            worker.close()
+    return dict(zip([kernel.symbol for kernel in kernels], compile_all(kernels, mcpu), strict=True))
 
 
 def _key(kernel: Kernel, mcpu: str) -> CacheKey:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import statistics
+import time
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
@@ -37,7 +38,9 @@ from irx.target import Device, host_cpu
 CONTEXT = 128  # tokens that states hold, and rows of graphs without one
 RING = 64 << 20  # bytes of copies of one region's weights: more than caches hold
 MOST_COPIES = 1000
+MOST_BY_TORCH = 16  # of a region that torch runs: a call takes long, and writes more than it reads
 REPEAT = 9
+LONGEST = 0.2  # seconds after which no further run starts
 
 
 def latency(graph: Graph, device: Device, choices: Choices) -> Latency:
@@ -62,12 +65,11 @@ def kernels_of(step: Step, sizes: Mapping[str, int]) -> list[Kernel]:
 
 def _timing(step: Step, sizes: Mapping[str, int], objects: Mapping[str, bytes]) -> Latency:
     """One region, alone; from the cache where it was timed on this machine before."""
-    ring = ring_of(step)
-    store, key = Store(), _key(step, len(ring.steps), sizes, objects)
+    store, key = Store(), _key(step, sizes)
     found = store.load(key)
     if found is not None:
         return Latency(*json.loads(found["timing"]))
-    made = _timed(ring, sizes, objects)
+    made = _timed(ring_of(step), sizes, objects)
     store.save(key, {"timing": json.dumps([made.seconds, made.noise]).encode()})
     return made
 
@@ -82,20 +84,23 @@ def times(ring: Steps, sizes: Mapping[str, int], objects: Mapping[str, bytes]) -
     plan = Plan(ring.graph, ring, objects)
     plan.bind(WeightStore(partial(_zeros, {w.name: w.tensor for w in _weights(ring)}), torch.device("cpu")))
     inputs = [_input(value, sizes) for value in ring.graph.inputs]
-    runs = [sum(timed.seconds for timed in plan.profile(*inputs)) for _ in range(REPEAT + 3)][3:]
-    return [seconds / len(ring.steps) for seconds in runs]
+    plan.profile(*inputs)
+    found: list[float] = []
+    end = time.monotonic() + LONGEST
+    while len(found) < 2 or (len(found) < REPEAT and time.monotonic() < end):
+        found.append(sum(timed.seconds for timed in plan.profile(*inputs)) / len(ring.steps))
+    return found
 
 
 def ring_of(step: Step) -> Steps:
     """The region several times, each with weights of its own."""
     graph, node = Graph("ring"), step.site.node
-    size = sum(_bytes(value.tensor) for value in step.site.operands if isinstance(value, Weight))
     shared: dict[Value, Value] = {}
     for value in dict.fromkeys(step.site.operands):
         if not isinstance(value, Weight):
             shared[value] = graph.add_input(value.name, value.type)
     ring = Steps(graph)
-    for number in range(min(MOST_COPIES, max(1, RING // size)) if size else 1):
+    for number in range(copies_of(step)):
         mapping = dict(shared)
         for value in step.site.operands:
             if isinstance(value, Weight):
@@ -109,11 +114,18 @@ def ring_of(step: Step) -> Steps:
     return ring
 
 
-def _key(step: Step, copies: int, sizes: Mapping[str, int], objects: Mapping[str, bytes]) -> CacheKey:
+def copies_of(step: Step) -> int:
+    """How many times a ring holds the region."""
+    size = sum(_bytes(value.tensor) for value in step.site.operands if isinstance(value, Weight))
+    most = MOST_COPIES if step.lowered is not None else MOST_BY_TORCH
+    return min(most, max(1, RING // size)) if size else 1
+
+
+def _key(step: Step, sizes: Mapping[str, int]) -> CacheKey:
     """What a time depends on: kernels and shapes, threads, and the machine."""
     types = ", ".join(str(value.type) for value in (*step.site.operands, *step.site.results))
     kernels = [kernel.symbol for kernel in kernels_of(step, sizes)]
-    text = json.dumps([step.site.name, types, kernels, copies, sorted(sizes.items()), torch.get_num_threads()])
+    text = json.dumps([step.site.name, types, kernels, copies_of(step), sorted(sizes.items()), torch.get_num_threads()])
     host = host_cpu()
     machine = f"{host.title}, {host.cores} cores"
     return CacheKey("latency", hashlib.sha256(text.encode()).hexdigest(), machine)

@@ -1,7 +1,7 @@
 """A process that compiles kernels: `python -m irx.backends.tvm.worker`, one request and one answer a line.
 
 A request is JSON `{"symbol", "source", "mcpu"}`, the answer `{"object": base64}` or `{"error": text}`. TVM lives in
-these processes only, so that the one that runs models never loads it.
+these processes only, so that the one that runs models never loads it. A worker that nobody asks anything ends.
 """
 
 from __future__ import annotations
@@ -10,7 +10,13 @@ import base64
 import json
 import os
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
+
+PATIENCE = 20.0
+"""Seconds without a request after which a worker ends."""
 
 
 def main() -> None:
@@ -23,9 +29,30 @@ def main() -> None:
 
 def serve(requests: TextIO, answers: TextIO) -> None:
     """Answer every request."""
-    for line in requests:
+    for line in _patiently(requests):
         answers.write(json.dumps(_answer(json.loads(line))) + "\n")
         answers.flush()
+
+
+def _patiently(requests: TextIO) -> Iterator[str]:
+    """The requests; the process ends where the next one does not come."""
+    while True:
+        with _deadline():
+            line = requests.readline()
+        if not line:
+            return
+        yield line
+
+
+@contextmanager
+def _deadline() -> Iterator[None]:
+    timer = threading.Timer(PATIENCE, os._exit, (0,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _answer(request: dict[str, Any]) -> dict[str, str]:

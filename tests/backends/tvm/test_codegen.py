@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from irx.backends.tvm import codegen
+from irx.backends.tvm import codegen, compilers
 from irx.backends.tvm.codegen import compile_kernels, missing, processor, try_kernels
 from irx.backends.tvm.kernel import Kernel, Pointer, Size
 from irx.backends.tvm.single import run_kernel
@@ -53,14 +53,14 @@ def no_worker(*args: Any, **kwargs: Any) -> Any:
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if this process had just started, and could compile nothing."""
     monkeypatch.setattr(codegen, "_memory", {})
-    monkeypatch.setattr(codegen, "Worker", no_worker)
+    monkeypatch.setattr(codegen, "compile_all", no_worker)
 
 
 def test_a_kernel_is_compiled_once_on_a_machine(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = [scale(2.0), scale(3.0)]
     objects = compile_kernels([*kernels, *kernels], host_cpu())
     assert list(objects) == [kernel.symbol for kernel in kernels]
-    monkeypatch.setattr(codegen, "Worker", no_worker)
+    monkeypatch.setattr(codegen, "compile_all", no_worker)
     assert compile_kernels(kernels, host_cpu()) == objects, "from memory"
     forget(monkeypatch)
     assert compile_kernels(kernels, host_cpu()) == objects, "from the cache"
@@ -88,17 +88,45 @@ def test_what_does_not_compile_is_named_and_harms_nothing_else(fresh: Path) -> N
 
 
 def test_a_compiler_that_dies_is_a_failure_of_the_kernel(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    started = codegen.Worker.__init__
+    started = compilers._start
 
-    def killed(self: codegen.Worker) -> None:
-        started(self)
-        self._process.kill()
-        self._process.wait()
+    def killed() -> subprocess.Popen[str]:
+        process = started()
+        process.kill()
+        process.wait()
+        return process
 
-    monkeypatch.setattr(codegen.Worker, "__init__", killed)
+    compilers.close_idle()
+    monkeypatch.setattr(compilers, "_start", killed)
     objects, failures = try_kernels([scale(2.0)], host_cpu())
     assert objects == {}
     assert "the compiler ended with code -9" in failures[scale(2.0).symbol]
+
+
+def test_a_compiler_that_ended_for_want_of_requests_is_started_again(fresh: Path) -> None:
+    worker = compilers.Worker()
+    mcpu = processor(host_cpu())
+    first = worker.compile(scale(2.0), mcpu)
+    assert worker._process is not None and worker._process.stdin is not None
+    worker._process.stdin.close()
+    worker._process.wait()
+    assert worker.compile(scale(2.0), mcpu) == first
+    worker.close()
+
+
+def test_a_compiler_waits_for_the_next_request(fresh: Path) -> None:
+    compilers.close_idle()
+    compile_kernels([scale(2.0)], host_cpu())
+    (worker,) = compilers._idle
+    compile_kernels([scale(3.0)], host_cpu())
+    assert compilers._idle == [worker]
+
+
+def test_a_compiler_that_nobody_asks_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "from irx.backends.tvm import worker; worker.PATIENCE = 0.2; worker.main()"
+    waiting = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+    assert waiting.wait(60) == 0
+    waiting.communicate()
 
 
 @pytest.mark.parametrize(
