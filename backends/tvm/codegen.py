@@ -105,7 +105,7 @@ def _compiled(kernels: Sequence[Kernel], mcpu: str) -> Mapping[str, bytes | str]
 
 
 def _key(kernel: Kernel, mcpu: str) -> CacheKey:
-    source = hashlib.sha256(kernel.source.encode()).hexdigest()
+    source = hashlib.sha256(kernel.code.encode()).hexdigest()
     return CacheKey("kernel", source, mcpu, versions=(("apache-tvm", _version("apache-tvm")),))
 
 

@@ -61,9 +61,14 @@ class Kernel:
 
     @property
     def source(self) -> str:
-        """The whole function as TVMScript reads it."""
+        """The whole function as TVMScript reads it, under a line that says what it computes."""
+        return f"# {self.note or self.name}\n{self.code}"
+
+    @property
+    def code(self) -> str:
+        """The function alone: equal kernels of different places have equal code."""
         signature = ", ".join(["tid: T.int64", "nt: T.int64", *map(_declared, self.parameters)])
-        lines = [f"# {self.note or self.name}", "@T.prim_func(s_tir=True)", f"def {self.symbol}({signature}):"]
+        lines = ["@T.prim_func(s_tir=True)", f"def {self.symbol}({signature}):"]
         lines.append("    " + HEADER.format(noalias=not self.aliases, symbol=self.symbol))
         if self.llvm:
             lines.append(f'    T.attr(0, "pragma_import_llvm", {self.llvm!r})')

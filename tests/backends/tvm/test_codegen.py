@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +167,10 @@ def test_two_processes_compile_at_once_without_a_toolchain(fresh: Path, monkeypa
         assert printed == "right\n", failed
     forget(monkeypatch)
     assert run(scale(5.0)).tolist() == [5.0 * x for x in range(37)]
+
+
+def test_equal_kernels_of_different_places_are_one(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_kernels([scale(2.0)], host_cpu())
+    forget(monkeypatch)
+    elsewhere = replace(scale(2.0), note="the same in another graph")
+    assert list(compile_kernels([elsewhere], host_cpu())) == [scale(2.0).symbol]
