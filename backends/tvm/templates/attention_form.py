@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
-from irx.backends.tvm.templates.instructions import PAIRS
+from irx.backends.tvm.templates.instructions import PAIRS, PREFETCH
 from irx.target import Device
 
 KEYS = 64  # keys of a tile
@@ -58,6 +58,8 @@ class Form:
     """Distances in a table of biases, 0 without one."""
     sinks: bool = False
     biased: bool = False
+    fetches: bool = False
+    """Whether a tile asks for the keys and values of the next one: where every key is met once, memory sets the pace."""
 
     @cached_property
     def shared(self) -> int:
@@ -100,7 +102,7 @@ class Form:
     @property
     def llvm(self) -> str:
         """LLVM functions that the kernel needs."""
-        return PAIRS + TO_PAIRS if self.dot == "dpbf16" else ""
+        return (PAIRS + TO_PAIRS if self.dot == "dpbf16" else "") + (PREFETCH if self.fetches else "")
 
 
 def instructions(storage: str, device: Device) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from irx.backends.tvm import vector_math
 from irx.backends.tvm.arguments import whole
@@ -40,7 +40,7 @@ def split_temporaries(f: Form, x: Sources) -> dict[str, Temporary]:
 def split(f: Form, x: Sources) -> tuple[Call, ...]:
     """Attention of a few queries: two calls."""
     left = split_temporaries(f, x)
-    return _split(f, x, left), _combine(f, x, left)
+    return _split(replace(f, fetches=True), x, left), _combine(f, x, left)
 
 
 def _split(f: Form, x: Sources, left: dict[str, Temporary]) -> Call:

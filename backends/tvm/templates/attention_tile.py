@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from irx.backends.tvm import vector_math
 from irx.backends.tvm.arguments import whole
 from irx.backends.tvm.templates.attention_form import BLOCK, ELEMENT, KEYS, LOG2_E, LOWEST, VALUES, Form
-from irx.backends.tvm.templates.instructions import dot_pairs
+from irx.backends.tvm.templates.instructions import dot_pairs, prefetch
 from irx.backends.tvm.writer import Writer, at, constant, splat
 
 
@@ -82,7 +82,10 @@ def _scores(w: Writer, f: Form, a: Places, row: str, out: str, part: int) -> Non
             w(f"{at(total, f'j * {BLOCK}')} = {zero}")
     start = whole(w, f"{a.k} + ({a.first} // {BLOCK} + {part}) * {f.steps * BLOCK}")
     with w.block(f"for d in T.serial({f.steps}):"), w.block(f"for j in T.unroll({f.blocks}):"):
-        keys = w.register(at("k", f"{start} + (j * {f.steps} + d) * {BLOCK}"), dtype=ELEMENT[f.storage])
+        place = f"{start} + (j * {f.steps} + d) * {BLOCK}"
+        keys = w.register(at("k", place), dtype=ELEMENT[f.storage])
+        if f.fetches:
+            w(prefetch("k", f"{place} + {KEYS * f.steps}"))
         for (i, plane), total in sums.items():
             _multiply(w, f, at(total, f"j * {BLOCK}"), keys, f"{row} + {i * f.q_width}", plane)
     with w.block(f"for j in T.unroll({f.blocks}):"):
@@ -227,10 +230,16 @@ def _values(w: Writer, f: Form, a: Places, first: int, count: int) -> None:
     used = whole(w, f"T.min({a.end} - {a.first}, {KEYS})")
     line = whole(w, f"{a.v} + ({a.first}{' // 2' if pairs else ''}) * {f.v_width} + {first * 16}")
     steps = f"({used} + 1) // 2" if pairs else used
-    with w.block(f"for t in T.serial({steps}):"), w.block(f"for c in T.unroll({count}):"):
-        found = w.register(at("v", f"{line} + t * {f.v_width} + c * 16"), dtype=VALUES[f.storage])
-        for i, total in enumerate(sums):
-            _add_values(w, f, at(total, "c * 16"), found, f"{weights} + {i * KEYS // (2 if f.dot == 'dpbf16' else 1)}")
+    fetched = range(0, count, 4 if f.storage == "i8" else 1) if f.fetches else ()
+    ahead = KEYS * f.v_width // (2 if pairs else 1)
+    with w.block(f"for t in T.serial({steps}):"):
+        for c in fetched:
+            w(prefetch("v", f"{line} + t * {f.v_width} + {c * 16 + ahead}"))
+        with w.block(f"for c in T.unroll({count}):"):
+            found = w.register(at("v", f"{line} + t * {f.v_width} + c * 16"), dtype=VALUES[f.storage])
+            for i, total in enumerate(sums):
+                row = f"{weights} + {i * KEYS // (2 if f.dot == 'dpbf16' else 1)}"
+                _add_values(w, f, at(total, "c * 16"), found, row)
     with w.block(f"for c in T.unroll({count}):"):
         for i, total in enumerate(sums):
             w(f"{at('o', f'{start} + {i * f.v_width} + c * 16')} = {at(total, 'c * 16')}")
