@@ -255,6 +255,13 @@ class BudgetError(IRXError):
     """A budget that cannot be used: no limits, a metric without a maximum, or no data to measure it on."""
 
 
+class CalibrationNeeded(IRXError):
+    """A pass looks at what the model computes on the user's data, and got none."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} looks at what the model computes, and there are no data", fix="pass data= to compile")
+
+
 class BadDevice(IRXError):
     """A device file lacks a field, has one too many, or one of the wrong kind."""
 

@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import ClassVar
 
+from irx.analysis.calibration import Calibration as Calibration
+from irx.errors import CalibrationNeeded
 from irx.ir.program import Program
 from irx.rewrite.check import Evaluate as Evaluate
 from irx.rewrite.report import Fuel
@@ -66,6 +68,14 @@ class Context:
     fuel: Fuel = field(default_factory=Fuel)
     layouts: frozenset[str] = frozenset({"dense", "blocked"})
     """Layouts of a cache that are read without a detour where the program will run."""
+    calibration: Calibration | None = None
+    """The user's data, for passes that look at what a model computes; None where none were given."""
+
+    def calibrated(self, what: str) -> Calibration:
+        """The user's data. Raises CalibrationNeeded, which says that `what` needs them."""
+        if self.calibration is None:
+            raise CalibrationNeeded(what)
+        return self.calibration
 
     @staticmethod
     def of(program: Program, device: Device, evaluate: Evaluate) -> Context:

@@ -59,7 +59,7 @@ class Form:
     sinks: bool = False
     biased: bool = False
     fetches: bool = False
-    """Whether a tile asks for the keys and values of the next one: where every key is met once, memory sets the pace."""
+    """A tile asks for the keys and values of the next one: where every key is met once, memory sets the pace."""
 
     @cached_property
     def shared(self) -> int:
