@@ -70,6 +70,8 @@ class Context:
     """Layouts of a cache that are read without a detour where the program will run."""
     calibration: Calibration | None = None
     """The user's data, for passes that look at what a model computes; None where none were given."""
+    captured: Program | None = None
+    """The program before the first lossy pass, which nothing may change; None as long as there was none."""
 
     def calibrated(self, what: str) -> Calibration:
         """The user's data. Raises CalibrationNeeded, which says that `what` needs them."""

@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from irx.errors import IRXError, PassRefused
 from irx.ir.program import Program
@@ -62,6 +62,7 @@ class _Attempt:
     taken_back: dict[int, Verdict] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
+    captured: Program | None = None  # as it was before the first lossy pass that changed something
 
     def run(self, program: Program) -> Program:
         for instrument in self.instruments:
@@ -87,12 +88,14 @@ class _Attempt:
             return program
         self.rows += kept_rows(step, one, report)
         self.kept.append(Kept(step, one, copy, len(report.sites)))
+        if self.captured is None and one.effect is Effect.LOSSY and report.sites:
+            self.captured = program
         return copy
 
     def _apply(self, one: Pass, program: Program) -> Report:
         for instrument in self.instruments:
             instrument.before(one, program)
-        report = one.run(program, reading(self.ctx, program))
+        report = one.run(program, replace(reading(self.ctx, program), captured=self.captured))
         for instrument in reversed(self.instruments):
             instrument.after(one, program, report)
         return report
