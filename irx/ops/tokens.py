@@ -100,7 +100,8 @@ class MergeTokens(OpDef):
     """Size-weighted means of merged tokens: x [B, S, D], sizes [B, S] give ([B, S - N, D], [B, S - N]).
 
     Token index_from[b, n] goes into token index_to[b, n] (both i64[B, N]; no token occurs in both). The tokens that
-    stay keep their order; their sizes add up. (Bolya et al. 2022, arXiv:2210.09461.)
+    stay keep their order; their sizes add up. A token of size 0, which is padding, weighs nothing: it takes over what is
+    merged into it, and among themselves such tokens stay as they are. (Bolya et al. 2022, arXiv:2210.09461.)
     """
 
     name = "merge_tokens"
@@ -126,9 +127,97 @@ class MergeTokens(OpDef):
         stays = np.ones(sizes.shape, bool)
         stays[batch, index_from] = False
         shape = (len(x), sizes.shape[1] - index_from.shape[1])
-        merged = (weighted / total[..., None])[stays]
+        merged = np.where(total[..., None] > 0, weighted / np.where(total > 0, total, 1)[..., None], x)[stays]
         return merged.reshape(*shape, x.shape[2]).astype(x.dtype), total[stays].reshape(shape)
 
     @staticmethod
     def flops(x: TensorType, sizes: TensorType, index_from: TensorType, index_to: TensorType) -> Dim:
         return 2 * x.elements + index_from.elements * x.shape[2]
+
+
+class MatchTokens(OpDef):
+    """Which tokens to merge: keys [B, G, S, D], sizes f32[B, S] give (index_from, index_to i64[B, N], slots i64[B, S]).
+
+    Odd tokens may go, each into the even one whose key is most like its own by the cosine over all heads; the first
+    `first` tokens take no part. Those N = `count` go for which likeness - alpha * received is largest, where `received`
+    f32[B, S] is the attention that a token gets. Tokens of size 0, which is padding, go first, and nothing is merged
+    into one while another is left. `slots` is where every token is found after `merge_tokens`. Ties go to lower indices.
+    (Pairs: Bolya et al. 2022, arXiv:2210.09461; the score: Ju et al. 2023, Turbo, arXiv:2312.07408.)
+    """
+
+    name = "match_tokens"
+
+    @staticmethod
+    def infer(
+        keys: TensorType,
+        sizes: TensorType,
+        received: TensorType | None = None,
+        *,
+        count: Dim,
+        alpha: float = 0.0,
+        first: int = 1,
+    ) -> tuple[TensorType, TensorType, TensorType]:
+        need_rank(keys, 4, "keys")
+        need_float(keys, "keys")
+        batch, _, length, _ = keys.shape
+        need_shape(sizes, (batch, length), "sizes")
+        if received is not None:
+            need_shape(received, (batch, length), "received")
+        need(first >= 0, f"first must not be negative: {first}")
+        if isinstance(count, int) and isinstance(length, int):
+            fits = count == 0 or (count <= len(range(first | 1, length, 2)) and first + first % 2 < length)
+            need(fits, f"{count} of {length} tokens cannot be merged where the first {first} take no part")
+        index = TensorType((batch, count), "i64")
+        return index, index, TensorType((batch, length), "i64")
+
+    @staticmethod
+    def reference(
+        keys: Array,
+        sizes: Array,
+        received: Array | None = None,
+        *,
+        count: int,
+        alpha: float = 0.0,
+        first: int = 1,
+    ) -> tuple[Array, Array, Array]:
+        batch, _, length, _ = keys.shape
+        flat = np.moveaxis(np.asarray(keys, np.float64), 1, 2).reshape(batch, length, -1)
+        unit = flat / np.maximum(np.linalg.norm(flat, axis=2, keepdims=True), _TINY)
+        sources, targets = np.arange(first | 1, length, 2), np.arange(first + first % 2, length, 2)
+        if count == 0:
+            none = np.zeros((batch, 0), np.int64)
+            return none, none, np.broadcast_to(np.arange(length), (batch, length)).copy()
+        like = unit[:, sources] @ np.swapaxes(unit[:, targets], 1, 2)
+        like = np.where(sizes[:, None, targets] > 0, like, _WORST)
+        score = like.max(2) - (0 if received is None else alpha * received[:, sources])
+        chosen = np.sort(top_indices(np.where(sizes[:, sources] > 0, score, np.inf), count), axis=1)
+        into = targets[np.take_along_axis(like.argmax(2), chosen, 1)]
+        gone = sources[chosen]
+        return gone, into, _slots(gone, into, length)
+
+    @staticmethod
+    def flops(
+        keys: TensorType,
+        sizes: TensorType,
+        received: TensorType | None = None,
+        *,
+        count: Dim,
+        alpha: float = 0.0,
+        first: int = 1,
+    ) -> Dim:
+        batch, heads, length, channels = keys.shape
+        half = (length + 1) // 2
+        return 2 * batch * heads * channels * half * half + 3 * keys.elements
+
+
+_WORST = -2.0  # below every cosine
+_TINY = 1e-12
+
+
+def _slots(gone: Array, into: Array, length: int) -> Array:
+    """i64[B, S]: the place of every token when the tokens `gone` [B, N] are merged into those of `into` [B, N]."""
+    stays = np.ones((len(gone), length), np.int64)
+    np.put_along_axis(stays, gone, 0, axis=1)
+    places = np.cumsum(stays, axis=1) - 1
+    np.put_along_axis(places, gone, np.take_along_axis(places, into, axis=1), axis=1)
+    return places

@@ -44,6 +44,28 @@ def _merge(x: torch.Tensor, sizes: torch.Tensor, index_from: torch.Tensor, index
     return torch.stack(tokens).to(x.dtype), torch.stack(counts)
 
 
+def _match(keys: Any, sizes: Any, received: Any = None, *, count: int, alpha: float = 0.0, first: int = 1) -> Any:
+    batch, _, length, _ = keys.shape
+    like = torch.cosine_similarity(
+        *(keys.double().transpose(1, 2).flatten(2).unsqueeze(axis) for axis in (2, 1)), dim=3
+    )
+    results: list[tuple[list[int], list[int], list[int]]] = []
+    for b in range(batch):
+        partner, score = {}, {}
+        for i in range(first | 1, length, 2):
+            open_ = [j for j in range(first, length) if j % 2 == 0]
+            real = [j for j in open_ if sizes[b, j] > 0] or open_
+            partner[i] = max(real, key=lambda j: (float(like[b, i, j]), -j))
+            worth = float(like[b, i, partner[i]]) - (alpha * float(received[b, i]) if received is not None else 0)
+            score[i] = worth if sizes[b, i] > 0 else float("inf")
+        gone = sorted(sorted(score, key=lambda i: (-score[i], i))[:count])
+        kept = [i for i in range(length) if i not in gone]
+        results.append(
+            (gone, [partner[i] for i in gone], [kept.index(partner[i] if i in gone else i) for i in range(length)])
+        )
+    return tuple(torch.tensor(list(item)) for item in zip(*results, strict=True))
+
+
 def _sample(logits: Any, uniform: Any, temperature: float, top_k: Any = None, top_p: Any = None) -> Any:
     if temperature == 0:
         return logits.argmax(1)
@@ -60,6 +82,8 @@ def _sample(logits: Any, uniform: Any, temperature: float, top_k: Any = None, to
 
 def _cases() -> list[Case]:
     logits, uniform = Floats((7, 13)), Fixed([0.0, 0.1, 0.3, 0.5, 0.8, 0.95, 0.999], keep=True)
+    keys, received = Floats((2, 3, 9, 4)), Floats((2, 9), above=0.0)
+    padded = Fixed([[1.0, 2.0, 1.0, 1.0, 3.0, 1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0]])
     one = ("f32",)
     equal = Fixed([[1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0], [0.0, 2.0, 2.0, 1.0, 2.0, 0.0, 0.0]])
     return [
@@ -75,6 +99,9 @@ def _cases() -> list[Case]:
             torch=_merge,
             named=False,
         ),
+        Case("match_tokens", (keys, Floats((2, 9), above=1.0)), {"count": 3}, _match, one),
+        Case("match_tokens", (keys, padded, received), {"count": 3, "alpha": 2.0}, _match, one, label="padded"),
+        Case("match_tokens", (keys, Floats((2, 9), above=1.0)), {"count": 4, "first": 0}, _match, one, label="all"),
         Case("sample", (logits, uniform), {"temperature": 0.0}, _sample, one),
         Case("sample", (logits, uniform), {"temperature": 0.7}, _sample, one, label="all"),
         Case("sample", (logits, uniform), {"temperature": 1.0, "top_k": 4}, _sample, one, label="top-k"),

@@ -31,8 +31,30 @@ def merge_tokens(x: Tensor, sizes: Tensor, index_from: Tensor, index_to: Tensor)
         (rows, index_from), torch.tensor(False, device=x.device)
     )
     left = (len(x), sizes.shape[1] - index_from.shape[1])
-    merged = (weighted / total[..., None])[stays].to(x.dtype)
+    mean = torch.where(total[..., None] > 0, weighted / total.masked_fill(total == 0, 1)[..., None], x.to(wide))
+    merged = mean[stays].to(x.dtype)
     return merged.reshape(*left, x.shape[2]), total[stays].reshape(left)
+
+
+def match_tokens(
+    keys: Tensor, sizes: Tensor, received: Tensor | None = None, *, count: int, alpha: float = 0.0, first: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, _, length, _ = keys.shape
+    every = torch.arange(length, device=keys.device)
+    if count == 0:
+        none = every[:0].expand(batch, 0)
+        return none, none, every.repeat(batch, 1)
+    flat = keys.transpose(1, 2).flatten(2).to(torch.promote_types(keys.dtype, torch.float32))
+    unit = torch.nn.functional.normalize(flat, dim=2)
+    sources, targets = every[first | 1 :: 2], every[first + first % 2 :: 2]
+    like = unit[:, sources] @ unit[:, targets].mT
+    likeness, best = like.masked_fill(sizes[:, None, targets] <= 0, -2.0).max(2)
+    score = likeness if received is None else likeness - alpha * received[:, sources]
+    ranked = score.masked_fill(sizes[:, sources] <= 0, torch.inf)
+    chosen = torch.sort(ranked, dim=1, descending=True, stable=True).indices[:, :count].sort(1).values
+    gone, into = sources[chosen], targets[best.gather(1, chosen)]
+    places = torch.ones_like(every).repeat(batch, 1).scatter(1, gone, 0).cumsum(1) - 1
+    return gone, into, places.scatter(1, gone, places.gather(1, into))
 
 
 def _rows(x: Tensor) -> Tensor:
