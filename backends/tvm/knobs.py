@@ -13,6 +13,7 @@ from irx.tuning import Choice, Knob, Schedules, Space, Task, TaskKey
 
 RUNNER = "irx.backends.tvm.tuning:run"
 TEMPLATES = Path(__file__).parent / "templates"
+SHARED = ("instructions.py", "linear_*.py")
 
 VALUES: Mapping[str, Mapping[str, tuple[Choice, ...]]] = {
     "matvec": {
@@ -41,10 +42,11 @@ def task(template: str, bucket: str, defaults: Mapping[str, Choice], **more: Any
 
 @cache
 def version(template: str) -> str:
-    """A hash of the files that make the template's kernels."""
+    """A hash of the files that make the template's kernels, those it shares with other templates included."""
     found = hashlib.sha256()
-    for path in sorted(TEMPLATES.glob(f"{template}*.py")):
-        found.update(path.read_bytes())
+    for pattern in (f"{template}*.py", *SHARED):
+        for path in sorted(TEMPLATES.glob(pattern)):
+            found.update(path.read_bytes())
     return found.hexdigest()[:12]
 
 
