@@ -13,7 +13,7 @@ After, with bits=8:
     %y = irx.linear(%x, %d) : f32[B, S, 1536]
 
 A weight that several nodes read, as a table that is embedding and LM head, is packed once and for all of them, or for
-none. Rounding is to nearest, without calibration.
+none. Rounding is to nearest. Data are needed only for `mean-bits`, which gives each matrix the bits that it needs.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from irx.analysis.calibration import Calibration
 from irx.errors import UnboundWeight
 from irx.ir.blocks import unpack
 from irx.ir.graph import Builder, Value, Weight
@@ -29,6 +30,8 @@ from irx.ir.packing import pack
 from irx.ir.program import Program
 from irx.passes.weights.error import ProductError
 from irx.passes.weights.grouping import GROUPS, bits_of, finest_needed, fitting, format_name
+from irx.passes.weights.mixture import KEPT, Levels, Override, finest, output_error, stated_bits
+from irx.passes.weights.moments import channel_rms, floats, product_inputs
 from irx.passes.weights.uses import EMBEDDING, HEAD, Matrix, matrices, prepared
 from irx.pipeline.base import Context, Effect, NearMiss, Pass, Report, Site, Stage
 from irx.rewrite.report import Fuel
@@ -43,6 +46,9 @@ class QuantizeWeights(Pass):
 
     `scheme` rtn: groups of `group`, or the largest smaller size that divides a row; fine: groups as coarse as the
     matrix allows, at least `group`. `skip` keeps parts as they are: `head`, `embed`, `none`; by default both in 4 bits.
+    `mixed` states other bits for matrices by name, 16 for none, whatever `skip` says: `["*.down_proj.weight=8"]`.
+    `mean-bits` lets the output error on the user's data decide which linears get 8 bits and which 4, so that these take
+    at most that many an element on average, scales included (or all get 4).
     """
 
     scheme: Literal["rtn", "fine"] = "rtn"
@@ -50,6 +56,8 @@ class QuantizeWeights(Pass):
     group: int = 32
     symmetric: bool = True
     skip: tuple[Part, ...] | Part | Literal["auto"] | None = "auto"
+    mixed: tuple[str, ...] = ()
+    mean_bits: float | None = None
 
     name = "quantize-weights"
     stage = Stage.WEIGHTS
@@ -62,19 +70,35 @@ class QuantizeWeights(Pass):
             raise ValueError(f"bits is {self.bits}, but must be 4 or 8")
         if self.group not in GROUPS:
             raise ValueError(f"group is {self.group}, but must be one of {', '.join(map(str, sorted(GROUPS)))}")
-        if self.bits == 8 and not self.symmetric:
+        if self.bits == 8 and not self.symmetric and not self.mixed and self.mean_bits is None:
             raise ValueError("symmetric=false is for bits=4: in 8 bits a minimum gains nothing")
         if self.scheme == "fine" and not self.symmetric:
             raise ValueError("symmetric=false is for scheme=rtn: FineQuant is symmetric")
+        if self.mean_bits is not None and self.scheme == "fine":
+            raise ValueError("mean-bits is for scheme=rtn")
+        if self.mean_bits is not None and self.bits == 4:
+            raise ValueError("bits=4 and mean-bits exclude each other: mean-bits chooses 4 or 8 for every matrix")
+        if self.mean_bits is not None and not 4 < self.mean_bits < 16:
+            raise ValueError(f"mean-bits is {self.mean_bits}, but must be between 4 and 16")
+        for text in self.mixed:
+            Override.parse(text)
 
     def run(self, program: Program, ctx: Context) -> Report:
-        return _Quantization(self, program, ctx.fuel).run()
+        work = _Quantization(self, program, ctx.fuel)
+        if self.mean_bits is not None:
+            work.choose(ctx.calibrated("quantize-weights with mean-bits"), self.mean_bits)
+        return work.run()
+
+    @property
+    def overrides(self) -> list[Override]:
+        """What `mixed` says. Raises ValueError for what it cannot say."""
+        return [Override.parse(text) for text in self.mixed]
 
     @property
     def skipped(self) -> frozenset[str]:
         """The parts that stay as they are."""
         if self.skip == "auto":
-            return frozenset({HEAD, EMBEDDING} if self.bits == 4 else ())
+            return frozenset({HEAD, EMBEDDING} if self.bits == 4 or self.mean_bits is not None else ())
         parts = (self.skip,) if isinstance(self.skip, str) else self.skip or ()
         return frozenset(parts)
 
@@ -85,6 +109,34 @@ class _Quantization:
     program: Program
     fuel: Fuel
     report: Report = field(default_factory=Report)
+    chosen: dict[Weight, int] = field(default_factory=dict)
+
+    def choose(self, calibration: Calibration, mean: float) -> None:
+        """Decide between 4 and 8 bits for every matrix that neither `mixed` nor `skip` nor its shape decides for."""
+        found = [m for m in matrices(self.program) if self._is_open(m)]
+        inputs = product_inputs(found)
+        rms = channel_rms(calibration, self.program, inputs)
+        levels: dict[str, Levels] = {}
+        for weight, squares in rms.items():
+            array = floats(self.program.weights, weight)
+            if array is not None:
+                levels[weight.name] = self._levels(array, squares)
+        fine = finest(levels, mean)
+        self.chosen = {self.program.weights[name]: 8 if name in fine else 4 for name in levels}
+
+    def _is_open(self, matrix: Matrix) -> bool:
+        stated = stated_bits(matrix.weight.name, self.options.overrides)
+        return stated is None and self._format(matrix)[0] is not None
+
+    def _levels(self, array: Array, rms: Array) -> Levels:
+        """The two formats of a matrix, with the bits that they take and the error that they make."""
+        (group,) = fitting(array.shape[-1], self.options.group)[:1]
+        coarse, fine = self._name(4, group), self._name(8, group)
+        errors = output_error(array, rms, coarse), output_error(array, rms, fine)
+        return Levels(array.size, (bits_of(coarse), bits_of(fine)), errors)
+
+    def _name(self, bits: int, group: int) -> str:
+        return format_name(bits, self.options.symmetric or bits == 8, group)
 
     def run(self) -> Report:
         measured = ProductError(self.program.weights)
@@ -108,7 +160,8 @@ class _Quantization:
     def _format(self, matrix: Matrix) -> tuple[str | None, str]:
         """The format for a weight, or None and why it stays as it is."""
         options, weight = self.options, matrix.weight
-        kept = self._kept(matrix)
+        stated = stated_bits(weight.name, options.overrides)
+        kept = self._kept(matrix, stated)
         if kept is not None:
             return None, kept
         columns = weight.shape[-1]
@@ -122,11 +175,13 @@ class _Quantization:
         except UnboundWeight:
             return None, "fine looks at the weight, which has no array"
         group = groups[0] if array is None else finest_needed(array, coarse)
-        return format_name(options.bits, options.symmetric, group), ""
+        return self._name(stated or self.chosen.get(weight, options.bits), group), ""
 
-    def _kept(self, matrix: Matrix) -> str | None:
+    def _kept(self, matrix: Matrix, stated: int | None) -> str | None:
         """Why a weight must stay as it is, whatever its size."""
-        skipped = sorted(self.options.skipped & matrix.roles)
+        if stated == KEPT:
+            return "mixed keeps it"
+        skipped = sorted(self.options.skipped & matrix.roles) if stated is None else []
         if skipped:
             return f"{' and '.join(_NAMES[role] for role in skipped)}, which skip keeps"
         if matrix.others:
