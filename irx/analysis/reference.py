@@ -72,7 +72,8 @@ def evaluate_values(
 def lift(value: Any) -> Any:
     """An array with floats as float64; the arrays of a KV state likewise."""
     if isinstance(value, KVArrays):
-        return KVArrays(as_float64(np.asarray(value.k)), as_float64(np.asarray(value.v)), np.asarray(value.positions))
+        k, v = as_float64(np.asarray(value.k)), as_float64(np.asarray(value.v))
+        return replace(value, k=k, v=v, positions=np.asarray(value.positions))
     return as_float64(np.asarray(value))
 
 

@@ -35,6 +35,11 @@ INTEGERS = ("u8", "i8", "i16", "i32", "i64")
 WEAK = ("bool_", "int_", "float_")
 DTYPES = ("bool", *INTEGERS, *FLOATS)
 
+CODES = {"token8": 8, "token4": 4}
+"""Bits of an element by the code of a KV state."""
+CODE_BYTES = 4
+"""Bytes that codes need beside them for each token and head: a float16 step and a float16 lowest value."""
+
 
 def is_float(dtype: str) -> bool:
     """True for floating-point dtypes, the weak one included."""
@@ -158,6 +163,9 @@ class KVType:
     `layout` is how slots lie in memory: `dense`, a row per slot, or `blocked`, 16 slots beside each other, which a CPU
     reads without horizontal sums. A dtype of i8 keeps one f32 scale per token and head.
 
+    `code` says how tokens of that dtype are stored where they are not stored as they are: `token8` and `token4` keep
+    codes of 8 and 4 bits, and for each token and head a float16 step and a float16 value of code 0.
+
     `heads` is the number of key heads, `value_heads` that of value heads (equal for every model seen so far, but a
     cache pass may change one). `k_dim` and `v_dim` are elements per head. `capacity` is in tokens, `None` when the
     runtime chooses it. `shared_with` names the site whose cache this one reads.
@@ -171,10 +179,19 @@ class KVType:
     layout: str = "dense"
     capacity: Dim | None = None
     shared_with: str | None = None
+    code: str | None = None
+
+    @property
+    def storage(self) -> str:
+        """How keys and values are stored: the code, or the dtype."""
+        return self.code or self.dtype
 
     @property
     def bytes_per_token(self) -> float:
         """Bytes one more token costs, in one row of the batch."""
+        if self.code is not None:
+            sides = ((self.heads, self.k_dim), (self.value_heads, self.v_dim))
+            return sum(heads * (-(-dim * CODES[self.code] // 8) + CODE_BYTES) for heads, dim in sides)
         scales = 4 * (self.heads + self.value_heads) if self.dtype == "i8" else 0
         return (self.heads * self.k_dim + self.value_heads * self.v_dim) * item_bytes(self.dtype) + scales
 
@@ -183,6 +200,7 @@ class KVType:
         parts += [f"value_heads={self.value_heads}"] if self.value_heads != self.heads else []
         parts += [f"dim={self.k_dim}"] if self.k_dim == self.v_dim else [f"k_dim={self.k_dim}", f"v_dim={self.v_dim}"]
         parts += [self.layout, self.dtype]
+        parts += [f"code={self.code}"] if self.code is not None else []
         parts += [f"cap={self.capacity}"] if self.capacity is not None else []
         parts += [f"shared_with={self.shared_with}"] if self.shared_with is not None else []
         return f"kv<{', '.join(parts)}>"

@@ -13,7 +13,7 @@ from irx.ir.blocks import FORMATS
 from irx.ir.dims import Dim, SymDim, names, parse_dim
 from irx.ir.lexer import Cursor
 from irx.ir.opdef import Attr, Operand
-from irx.ir.types import DTYPES, WEAK, KVType, TensorType, Type, is_dtype
+from irx.ir.types import CODES, DTYPES, WEAK, KVType, TensorType, Type, is_dtype
 
 _T = TypeVar("_T")
 _CLOSING = frozenset([",", "]", "}", ")", ""])
@@ -130,7 +130,7 @@ def parse_type(text: str) -> Type:
     return TensorType(tuple(map(_extent, _split(rest[:-1]))), dtype)
 
 
-_KV_FIELDS = ("heads", "value_heads", "dim", "k_dim", "v_dim", "cap", "shared_with")
+_KV_FIELDS = ("heads", "value_heads", "dim", "k_dim", "v_dim", "cap", "shared_with", "code")
 
 
 def _kv_type(text: str) -> KVType:
@@ -147,7 +147,10 @@ def _kv_type(text: str) -> KVType:
     value_heads = _count(fields, "value_heads") if "value_heads" in fields else heads
     v_dim = _count(fields, "v_dim") if "v_dim" in fields else k_dim
     capacity = _extent(fields["cap"]) if "cap" in fields else None
-    return KVType(heads, value_heads, k_dim, v_dim, dtype, layout, capacity, fields.get("shared_with"))
+    code = fields.get("code")
+    if code is not None and code not in CODES:
+        raise ValueError(f"unknown code {code!r} of a KV type; there are {', '.join(CODES)}")
+    return KVType(heads, value_heads, k_dim, v_dim, dtype, layout, capacity, fields.get("shared_with"), code)
 
 
 def _count(fields: dict[str, str], name: str) -> int:

@@ -16,7 +16,7 @@ The rules, by the number that an error names:
 8.  The table of users holds exactly the nodes that read a value.
 9.  KV states are linear: an op that takes a state and gives a new one replaces it. A state is replaced at most once,
     nothing reads it afterwards, and it is not a result of the graph. (Ops whose new state is a copy, `copies_state`,
-    only read.) What KV types call layout and sharer are plain words.
+    only read.) What KV types call layout and sharer are plain words, and their code is a known one.
 10. A graph that takes and gives states gives each back under the name, and with the type, that it came in with.
     `prefill` and `decode` take the same states in the same order; an input that both take has one dtype and rank, and
     so has a result that both give.

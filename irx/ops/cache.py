@@ -19,16 +19,21 @@ from irx.ir.types import KVType, TensorType, Type
 from irx.ops.attend import logits_of, visible_keys, weigh
 from irx.ops.attention import attention_flops, divisible
 from irx.ops.numerics import top_indices
+from irx.ops.precision import RoundTokens
 from irx.ops.shapes import need, need_float, need_integer, need_rank, need_shape
 
 
 @dataclass
 class KVArrays:
-    """A KV state of the references: k [B, G, T, D], v [B, G, T, Dv], positions [B, G, T] integers, -1 = empty slot."""
+    """A KV state of the references: k [B, G, T, D], v [B, G, T, Dv], positions [B, G, T] integers, -1 = empty slot.
+
+    With a `code`, keys and values are rounded as that code does it, when they are appended.
+    """
 
     k: Array
     v: Array
     positions: Array
+    code: str | None = None
 
     @staticmethod
     def empty(kv: KVType, batch: int, capacity: int = 0) -> KVArrays:
@@ -37,6 +42,7 @@ class KVArrays:
             np.zeros((batch, kv.heads, capacity, kv.k_dim)),
             np.zeros((batch, kv.value_heads, capacity, kv.v_dim)),
             np.full((batch, kv.heads, capacity), -1),
+            kv.code,
         )
 
     def take(self, index: Array) -> KVArrays:
@@ -45,6 +51,7 @@ class KVArrays:
             np.take_along_axis(self.k, index[..., None], axis=2),
             np.take_along_axis(self.v, index[..., None], axis=2),
             np.take_along_axis(self.positions, index, axis=2),
+            self.code,
         )
 
     def grown(self, capacity: int) -> KVArrays:
@@ -52,7 +59,11 @@ class KVArrays:
         more = max(0, capacity - self.positions.shape[2])
         wide = ((0, 0), (0, 0), (0, more), (0, 0))
         positions = np.pad(self.positions, wide[:3], constant_values=-1)
-        return KVArrays(np.pad(self.k, wide), np.pad(self.v, wide), positions)
+        return KVArrays(np.pad(self.k, wide), np.pad(self.v, wide), positions, self.code)
+
+    def stored(self, tokens: Array) -> Array:
+        """Keys or values [..., D] as the state keeps them."""
+        return tokens if self.code is None else RoundTokens.reference(tokens, code=self.code)
 
 
 def kv_length(kv: KVType) -> Dim:
@@ -74,7 +85,7 @@ class KvAppend(OpDef):
     """The cache with new tokens: k [B, G, S, D], v [B, G, S, Dv], at positions pos i64[B, S] (-1 = padding, dropped).
 
     A token goes to the slot that holds its position already, else to the slot of that number if it is empty, else to
-    the first empty slot. k and v have the dtype of the cache.
+    the first empty slot. k and v have the dtype of the cache, which rounds them if it has a code.
     """
 
     name = "kv_append"
@@ -92,6 +103,7 @@ class KvAppend(OpDef):
     @staticmethod
     def reference(kv: KVArrays, k: Array, v: Array, pos: Array) -> KVArrays:
         state = kv.grown(0)
+        k, v = state.stored(k), state.stored(v)
         for b, s in np.ndindex(*np.shape(pos)):
             if pos[b, s] < 0:
                 continue

@@ -9,11 +9,15 @@ from irx.ir.blocks import FORMATS
 from irx.ir.dims import Dim
 from irx.ir.opdef import Array, OpDef
 from irx.ir.packing import is_writable, pack
-from irx.ir.types import TensorType
+from irx.ir.types import CODES, TensorType
 from irx.ops.shapes import need, need_float
 
 SMALLEST = 2.0**-100
 """Groups of activations whose largest magnitude is below this become zero, so that no scale is subnormal."""
+HALF_MAX = 65504.0
+"""The largest float16."""
+RELATIVE_STEP, LEAST_STEP = 0.0005, 0.6 * 2.0**-24
+"""A float16 plus or minus its magnitude times the first, and the second, rounds to its neighbour or one further on."""
 
 
 class Quantize(OpDef):
@@ -77,3 +81,57 @@ class RoundActivations(OpDef):
     @staticmethod
     def flops(x: TensorType, *, bits: int = 8, group: int = 32) -> Dim:
         return 4 * x.elements
+
+
+def token_codes(x: Array, bits: int) -> tuple[Array, Array, Array]:
+    """Rows [..., D] as codes of `bits` bits (in float32), and each row's step and lowest value [..., 1] in float16.
+
+    The asymmetric uniform quantiser: x is about code * step + lowest. Lowest is rounded down and the step up, so that
+    no element is further than half a step from its code; a row of one value has a step of 1. Magnitudes above 65504,
+    which float16 does not have, are cut there.
+    """
+    top = np.float32(2**bits - 1)
+    rows = np.clip(np.asarray(x, dtype=np.float32), -HALF_MAX, HALF_MAX)
+    least, most = rows.min(axis=-1, keepdims=True), rows.max(axis=-1, keepdims=True)
+    low = least.astype(np.float16).astype(np.float32)
+    low = np.where(low > least, _half(low - _next_half(low)), low)
+    step = _half((most - low) / top)
+    step = np.where(step * top + low < most, _half(step + _next_half(step)), step)
+    step = np.where(step == 0, np.float32(1), step)
+    codes = np.clip(np.rint((rows - low) * (np.float32(1) / step)), 0, top)
+    return codes, step.astype(np.float16), low.astype(np.float16)
+
+
+def _half(x: Array) -> Array:
+    """Rounded to float16, in float32."""
+    return np.asarray(np.clip(x, -HALF_MAX, HALF_MAX).astype(np.float16).astype(np.float32))
+
+
+def _next_half(x: Array) -> Array:
+    """What takes a float16 to its neighbour, when it is added or subtracted and the sum is rounded."""
+    return np.asarray(np.abs(x) * np.float32(RELATIVE_STEP) + np.float32(LEAST_STEP))
+
+
+class RoundTokens(OpDef):
+    """x [..., D] as a cache of `code` token8 or token4 returns it: each row rounded to its own grid of 8 or 4 bits.
+
+    A row's lowest value and step are float16, and an element is at most half a step from what it becomes.
+    """
+
+    name = "round_tokens"
+
+    @staticmethod
+    def infer(x: TensorType, *, code: str) -> TensorType:
+        need_float(x, "x")
+        need(code in CODES, f"there is no code {code!r}; there are {', '.join(CODES)}")
+        need(x.rank >= 1, "x must have an axis")
+        return x
+
+    @staticmethod
+    def reference(x: Array, *, code: str) -> Array:
+        codes, step, low = token_codes(x, CODES[code])
+        return np.asarray((codes * step.astype(np.float64) + low).astype(np.asarray(x).dtype))
+
+    @staticmethod
+    def flops(x: TensorType, *, code: str) -> Dim:
+        return 6 * x.elements

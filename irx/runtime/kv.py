@@ -84,12 +84,13 @@ class KVState:
         return self.values.read(0, self.capacity)
 
     def part(self, name: str) -> Tensor:
-        """An array as it is stored: `k`, `v`, and for int8 `k_scale`, `v_scale`. Raises KeyError for another."""
-        plane = {"k": self.keys, "v": self.values}[name[0]]
-        found = plane.scale if name.endswith("_scale") else plane.tensor
-        if found is None:
-            raise KeyError(name)
-        return found
+        """An array as it is stored: `k`, `v`, and of codes `k_scale`, `v_scale`, `k_zero`, `v_zero`, as they have them.
+
+        Raises KeyError for another.
+        """
+        side, _, parameter = name.partition("_")
+        plane = {"k": self.keys, "v": self.values}[side]
+        return plane.parameters[parameter] if parameter else plane.tensor
 
     @property
     def capacity(self) -> int:
@@ -121,11 +122,12 @@ class KVState:
         return row[:, None].expand(-1, self.keys.heads, -1).contiguous()
 
     def take(self, index: Tensor) -> KVState:
-        """A dense state of the slots `index` [B, G, K] of every row and head; their positions travel along."""
-        k, v = self.k, self.v
-        k = k.gather(2, index[..., None].expand(-1, -1, -1, k.shape[3]))
-        v = v.gather(2, index[..., None].expand(-1, -1, -1, v.shape[3]))
-        return KVState(k, v, self.lengths, self.slot_positions().gather(2, index))
+        """A state of the slots `index` [B, G, K] of every row and head, stored alike; their positions travel along."""
+        keys, values = self.keys.take(index), self.values.take(index)
+        positions = self.slot_positions().gather(2, index)
+        if keys.capacity > index.shape[2]:
+            positions = _grown(positions, keys.capacity)
+        return KVState(keys, values, self.lengths, positions)
 
     def clone(self) -> KVState:
         """An independent copy."""

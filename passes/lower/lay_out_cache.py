@@ -15,7 +15,8 @@ After:
       %y = irx.kv_attention(%q, %kv, %pos) {scale=0.125} : f32[B, 8, 1, 64]
 
 On a CPU a query is compared with 16 tokens at once where their keys lie beside each other, channel by channel. A state
-has one layout in all graphs. States whose slots are chosen or moved stay dense, as do those of other dtypes.
+has one layout in all graphs. States whose slots are chosen or moved stay dense, as do those that are
+stored in other dtypes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from irx.ir.regions import body_of
 from irx.ir.types import KVType
 from irx.pipeline.base import Context, Effect, NearMiss, Pass, Report, Site, Stage
 
-DTYPES = ("f32", "bf16", "i8")
+STORAGES = ("f32", "bf16", "i8", "token8", "token4")
 USERS = ("kv_append", "kv_attention")
 
 
@@ -74,8 +75,8 @@ def _obstacle(graph: Graph, state: Value) -> NearMiss | None:
     place = next((node.loc for node in graph.users(state)), Loc())
     if kv.layout not in ("dense", "blocked"):
         return NearMiss(graph.name, place, f"%{state.name} has the layout {kv.layout}")
-    if kv.dtype not in DTYPES:
-        return NearMiss(graph.name, place, f"no kernel reads blocks of {kv.dtype}")
+    if kv.storage not in STORAGES:
+        return NearMiss(graph.name, place, f"no kernel reads blocks of {kv.storage}")
     if kv.heads != kv.value_heads:
         return NearMiss(graph.name, place, f"{kv.heads} heads of keys, but {kv.value_heads} of values")
     for value in _versions(graph, state):

@@ -32,6 +32,10 @@ def _products() -> list[Case]:
         Case("round_activations", (Floats((2, 7, 96)),), torch=_rounded),
         Case("round_activations", (Floats((7, 5)),), {"bits": 4, "group": 5}, _rounded, label="4 bits"),
         Case("round_activations", (Floats((7, 64), scale=0.0),), torch=_rounded, label="zeros"),
+        Case("round_tokens", (Floats((2, 3, 7, 13)),), {"code": "token4"}, label="4 bits"),
+        Case("round_tokens", (Floats((7, 5), scale=300.0),), {"code": "token8"}, label="8 bits"),
+        Case("round_tokens", (Floats((7, 1)),), {"code": "token4"}, label="one"),
+        Case("round_tokens", (Floats((2, 7), scale=0.0),), {"code": "token8"}, label="zeros"),
     ]
 
 

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from irx.ir.packing import pack
+from irx.ir.types import CODES
 from irx.ops.precision import SMALLEST
+from irx.runtime.kv_codes import token_codes
 from irx.runtime.tensors import Packed
 
 
@@ -23,3 +25,8 @@ def round_activations(x: Tensor, *, bits: int = 8, group: int = 32) -> Tensor:
     largest = torch.where(largest < SMALLEST, 0.0, largest)
     inverse = torch.where(largest == 0, 0.0, codes / largest)
     return (torch.round(groups * inverse) * (largest / codes)).flatten(-2).to(x.dtype)
+
+
+def round_tokens(x: Tensor, *, code: str) -> Tensor:
+    codes, step, low = token_codes(x, CODES[code])
+    return (codes * step.float()[..., None] + low.float()[..., None]).to(x.dtype)

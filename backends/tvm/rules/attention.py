@@ -127,14 +127,14 @@ class _Lowering:
 
 def _work(append: Append, part: str, parts: dict[str, Binding]) -> Work:
     heads = append.k if part == "k" else append.v
-    return Stored(heads, part, append.kv.dtype, parts, Capacity(append.state), append.positions)
+    return Stored(heads, part, append.kv.storage, parts, Capacity(append.state), append.positions)
 
 
 def _check_state(kv: KVType) -> None:
     if kv.layout != "blocked":
         raise Refusal(f"the cache is {kv.layout}: kernels read blocks of 16 tokens (lay-out-cache)")
-    if kv.dtype not in STORAGES:
-        raise Refusal(f"a cache of dtype {kv.dtype}")
+    if kv.storage not in STORAGES:
+        raise Refusal(f"a cache stored as {kv.storage}")
     if kv.heads != kv.value_heads:
         raise Refusal("different numbers of key and value heads")
 
@@ -191,7 +191,7 @@ def _form(attend: Attend, device: Device, queries: int, few: bool) -> Form:
 def _keys(attend: Attend) -> tuple[int, int, str]:
     """(KV heads, channels of a value, dtype as stored)."""
     if attend.kv is not None:
-        return attend.kv.heads, attend.kv.v_dim, attend.kv.dtype
+        return attend.kv.heads, attend.kv.v_dim, attend.kv.storage
     assert attend.k is not None and attend.v is not None
     if attend.k.dtype != attend.v.dtype or attend.k.count != attend.v.count:
         raise Refusal("keys and values of different dtypes or numbers of heads")

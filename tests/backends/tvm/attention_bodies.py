@@ -137,7 +137,7 @@ def make_room(state: KVState, pos: Any) -> None:
 
 def parts(state: KVState) -> dict[str, Any]:
     """The arrays of a state as `run_lowered` takes them; bf16 as its bits."""
-    names = ("k", "v", "k_scale", "v_scale") if state.keys.scale is not None else ("k", "v")
+    names = [name for side in "kv" for name in (side, *(f"{side}_{part}" for part in state.keys.parameters))]
     return {name: to_numpy(state.part(name)) for name in names} | {"capacity": state.capacity}
 
 

@@ -1,0 +1,1 @@
+"""Passes on the KV cache: how much of it is kept, and how."""

@@ -1,0 +1,162 @@
+"""kv-quantize: keys and values are stored as codes of 8 or 4 bits.
+
+Before:
+
+    graph @forward(%x: f32[B, 2, S, 64]) -> (...) {
+      %y = irx.attention(%x, %x, %x) {scale=0.125, causal=true} : f32[B, 2, S, 64]
+    graph @decode(%x: f32[B, 2, 1, 64], %pos: i64[B, 1], %kv0: kv<heads=2, dim=64, dense, f32>) -> (...) {
+      %kv = irx.kv_append(%kv0, %x, %x, %pos) : kv<heads=2, dim=64, dense, f32>
+
+After, with bits=4:
+
+    graph @forward(%x: f32[B, 2, S, 64]) -> (...) {
+      %r = irx.round_tokens(%x) {code="token4"} : f32[B, 2, S, 64]
+      %y = irx.attention(%x, %r, %r) {scale=0.125, causal=true} : f32[B, 2, S, 64]
+    graph @decode(%x: f32[B, 2, 1, 64], %pos: i64[B, 1], %kv0: kv<heads=2, dim=64, dense, f32, code=token4>) -> (...) {
+      %kv = irx.kv_append(%kv0, %x, %x, %pos) : kv<heads=2, dim=64, dense, f32, code=token4>
+
+Tokens become codes when they are appended, those of the prompt too, so what attention sees does not depend on how a
+prompt was divided; `forward`, which has no cache, rounds its keys and values alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from irx.ir.graph import Builder, Graph, Loc, Node, Value
+from irx.ir.program import Program
+from irx.ir.regions import body_of
+from irx.ir.types import KVType, is_float
+from irx.pipeline.base import Context, Effect, NearMiss, Pass, Report, Site, Stage
+from irx.rewrite.report import Fuel
+
+FULL = 16
+
+
+@dataclass(frozen=True)
+class KvQuantize(Pass):
+    """Store keys and values in 8 or 4 bits, with a float16 step and lowest value for every token and head.
+
+    `bits` 16 leaves the cache as it is.
+    """
+
+    scheme: Literal["token"] = "token"
+    bits: int = 8
+
+    name = "kv-quantize"
+    stage = Stage.CACHE
+    effect = Effect.LOSSY
+    paper = "Lin et al. 2024, QServe, arXiv:2405.04532"
+    measure = "mean KL of next-token distributions under teacher forcing"
+
+    def __post_init__(self) -> None:
+        if self.bits not in (4, 8, FULL):
+            raise ValueError(f"bits is {self.bits}, but must be 4, 8 or {FULL}")
+
+    def run(self, program: Program, ctx: Context) -> Report:
+        if self.bits == FULL:
+            return Report(note=f"bits={FULL} keeps keys and values as they are")
+        states = list(dict.fromkeys(v.name for graph in program.graphs.values() for v in _states(graph)))
+        if not states:
+            return Report(note="there is no cache")
+        change = _Change(program, self.name, f"token{self.bits}", ctx.fuel)
+        for name in states:
+            change.state(name)
+        return change.report
+
+
+@dataclass
+class _Change:
+    """Gives states codes, one after the other, in all graphs."""
+
+    program: Program
+    by: str
+    code: str
+    fuel: Fuel
+    report: Report = field(default_factory=Report)
+    _rounded: dict[Value, Value] = field(default_factory=dict)
+
+    def state(self, name: str) -> None:
+        """Change the state of a name, or say why not."""
+        found = [(graph, v) for graph in self.program.graphs.values() for v in _states(graph) if v.name == name]
+        graph, state = found[0]
+        readers = list(_readers(graph, state))
+        place = readers[0].loc if readers else Loc()
+        reason = next((reason for g, v in found if (reason := _obstacle(g, v)) is not None), None)
+        forward = self.program.graphs.get("forward")
+        same = [] if forward is None or _states(forward) else _matching(graph, readers, forward)
+        if reason is None and same is None:
+            reason = f"the attention to %{name} has no counterpart in @forward"
+        if reason is not None:
+            self.report.near_misses.append(NearMiss(graph.name, place, reason))
+            return
+        if not self.fuel.take():
+            return
+        for g, v in found:
+            for value in _versions(g, v):
+                assert isinstance(value.type, KVType)
+                value.type = replace(value.type, code=self.code)
+        for node in same or ():
+            assert forward is not None
+            self._round(forward, node)
+        self.report.sites.append(Site(graph.name, place, f"keys and values as {self.code}"))
+
+    def _round(self, graph: Graph, node: Node) -> None:
+        """Round the keys and values of attention without a cache."""
+        inputs = list(node.inputs)
+        for index in (1, 2):
+            value = inputs[index]
+            assert value is not None
+            if value not in self._rounded:
+                build = Builder(graph, node, node.loc.touched(self.by))
+                self._rounded[value] = build("round_tokens", value, code=self.code)
+            inputs[index] = self._rounded[value]
+        graph.set_inputs(node, inputs)
+
+
+def _states(graph: Graph) -> list[Value]:
+    return [value for value in graph.inputs if isinstance(value.type, KVType)]
+
+
+def _versions(graph: Graph, state: Value) -> Iterator[Value]:
+    """A state and what it becomes, one after the other."""
+    yield state
+    for node in graph.users(state):
+        for value in node.outputs:
+            if isinstance(value.type, KVType):
+                yield from _versions(graph, value)
+
+
+def _readers(graph: Graph, state: Value) -> Iterator[Node]:
+    """The attention to a state."""
+    for value in _versions(graph, state):
+        yield from (node for node in graph.users(value) if node.op.name == "kv_attention")
+
+
+def _obstacle(graph: Graph, state: Value) -> str | None:
+    """The first reason why a state stays as it is."""
+    kv = state.type
+    assert isinstance(kv, KVType)
+    if kv.code is not None or not is_float(kv.dtype):
+        return f"%{state.name} is stored as {kv.storage} already"
+    for value in _versions(graph, state):
+        if any(body_of(node) is not None for node in graph.users(value)):
+            return f"%{state.name} is read in a fused region: codes are chosen before"
+    return None
+
+
+def _matching(cached: Graph, readers: list[Node], plain: Graph) -> list[Node] | None:
+    """The attention of a graph without a cache that is that of a state's `readers`; None where it cannot be told.
+
+    Sites are the same by their place in the model, and by their order among those of one place.
+    """
+    found = []
+    for node in readers:
+        there = [n for n in cached.nodes if n.op.name == "kv_attention" and n.loc.module == node.loc.module]
+        here = [n for n in plain.nodes if n.op.name == "attention" and n.loc.module == node.loc.module]
+        if len(there) != len(here):
+            return None
+        found.append(here[there.index(node)])
+    return found
