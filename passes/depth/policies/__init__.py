@@ -1,0 +1,1 @@
+"""How `skip-layers` chooses, one file per policy: each says which of `count` blocks are left out."""
