@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from irx.api import compile as compile
     from irx.api import load as load
+    from irx.budget import Budget as Budget
     from irx.errors import IRXError as IRXError
     from irx.frontends.text import parse as parse
     from irx.passes import passes as passes
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 
 # Where each public name is declared. Type checkers read the imports above; a test compares the two.
 _PUBLIC = {
+    "Budget": "irx.budget",
     "Executable": "irx.runtime.executable",
     "IRXError": "irx.errors",
     "Target": "irx.target",
@@ -32,7 +34,7 @@ _PUBLIC = {
     "passes": "irx.passes",
 }
 
-__all__ = ["Executable", "IRXError", "Target", "compile", "devices", "load", "parse", "passes"]
+__all__ = ["Budget", "Executable", "IRXError", "Target", "compile", "devices", "load", "parse", "passes"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,12 +13,17 @@ from typing import Any
 
 import torch
 
+from irx.analysis.calibration import Calibration, Inputs
+from irx.analysis.data import Data, split
+from irx.analysis.quality import HeldOut
 from irx.backends import find_backend, known_backends
 from irx.backends.torch.call import call_on_arrays
-from irx.errors import DeviceNotFound, MissingFeature, UnknownOption, UnsupportedArgument
+from irx.budget import Budget, metric_name
+from irx.errors import BudgetError, DeviceNotFound, MissingFeature, UnknownOption, UnsupportedArgument
 from irx.frontends.sources import Source, read
 from irx.ir.excerpt import main_graph
 from irx.ir.graph import Graph
+from irx.ir.opdef import Array
 from irx.ir.printer import print_program
 from irx.ir.program import Program
 from irx.ir.types import TensorType, is_float, is_packed
@@ -26,18 +31,19 @@ from irx.ledger import Ledger
 from irx.passes import passes
 from irx.pipeline.backend import Backend, Latency
 from irx.pipeline.base import Context
-from irx.pipeline.instruments import Compare, Gain, standard_instruments
+from irx.pipeline.instruments import Compare, Gain, Quality, standard_instruments
 from irx.pipeline.memo import memo_key, remembered
 from irx.pipeline.oracle import Oracle
 from irx.pipeline.pipeline import Pipeline
 from irx.runtime import artifact
+from irx.runtime.arrays import run_graph
 from irx.runtime.compiled import Compiled, restore
 from irx.runtime.executable import Executable
 from irx.runtime.kernel import GraphKernel
 from irx.runtime.snapshot import declared, stored_weights, tensor_of
 from irx.runtime.spill import settled
 from irx.runtime.store import WeightStore
-from irx.target import Device, Target
+from irx.target import Device, Target, find_device
 from irx.tuning import EFFORTS
 from irx.tuning import tune as search_schedules
 
@@ -48,7 +54,7 @@ def compile(
     *,
     target: str = "host",
     pipeline: str = "default",
-    budget: Any = None,
+    budget: Budget | None = None,
     data: Any = None,
     tokenizer: Any = None,
     tune: str = "none",
@@ -63,15 +69,21 @@ def compile(
 
     `model` is an nn.Module, a transformers model, the path of a GGUF file, a Hugging Face folder or a `.irx` file, or a
     Program. `example` is a tensor, a tuple (positional) or a dict (keywords); language models need none. `pipeline` is
-    a preset or pipeline text. `dtype` None keeps the model's own. `max_batch` and `max_length` bound the batch and the
+    a preset or pipeline text. `data` is a list of texts, of ids, or of dicts of inputs; half of it is for passes that
+    look at what the model computes, half is held out to measure what lossy passes cost. With a `budget`, one that leads
+    over it is dropped. `dtype` None keeps the model's own. `max_batch` and `max_length` bound the batch and the
     sequence. `tune` "quick" or "full" searches for faster schedules of the kernels first; what it finds is kept for
     later compilations. With `strict` a refused pass is an error. Raises subclasses of IRXError; see `irx.errors`.
     """
-    _refuse(budget=budget, data=data, search=search)
+    _refuse(search=search)
     check_effort(tune)
+    _check_budget(budget, data)
     goal = aim(target)
     source = read(model, example, dtype=dtype, dynamic=dynamic, max_batch=max_batch, max_length=max_length)
-    program, ledger = optimize(source.program, goal, pipeline, strict=strict, digest=source.digest)
+    tokenizer = source.tokenizer if tokenizer is None else tokenizer
+    known = split(data, source.program, tokenizer) if data is not None else None
+    options: dict[str, Any] = {"strict": strict, "digest": source.digest, "budget": budget, "data": known}
+    program, ledger = optimize(source.program, goal, pipeline, **options)
     parts = divide(program, goal, ledger)
     schedule(program, parts, goal, ledger, tune)
     blobs = {name: parts[name].build(program, graph, goal.device) for name, graph in program.graphs.items()}
@@ -106,27 +118,43 @@ def aim(target: str) -> Target:
 
 
 def optimize(
-    program: Program, goal: Target, pipeline: str, *, strict: bool = False, digest: str = ""
+    program: Program,
+    goal: Target,
+    pipeline: str,
+    *,
+    strict: bool = False,
+    digest: str = "",
+    budget: Budget | None = None,
+    data: Data | None = None,
 ) -> tuple[Program, Ledger]:
-    """Step 3: run the pipeline, with the oracle that also knows torch's functions.
+    """Step 3: run the pipeline, with the oracle that also knows torch's functions, on the user's data if there are any.
 
-    What it makes of a model with a `digest` is kept in the cache, unless somebody watches the passes.
+    What it makes of a model with a `digest` is kept in the cache, unless somebody watches the passes or measures by a
+    function of their own. Raises BudgetError for a budget that cannot be measured.
     """
-    run = partial(_optimize, program, goal, pipeline, strict)
+    run = partial(_optimize, program, goal, pipeline, strict, budget, data)
     watched = any(os.environ.get(name, "0") not in ("", "0") for name in ("IRX_DEBUG", "IRX_DUMP_DIR"))
-    if not digest or watched:
+    if not digest or watched or (budget is not None and budget.metric is not None):
         return run()
     host = f"{goal.device.title}, {goal.device.cores} cores, {torch.get_num_threads()} threads"
     options = [("target", str(goal)), ("backend", _preferred(goal).name), ("strict", str(strict))]
+    options += [("budget", repr(budget)), ("data", data.digest if data is not None else "")]
     return remembered(memo_key(digest, pipeline, host, options, _code_folders()), program, run)
 
 
-def _optimize(program: Program, goal: Target, pipeline: str, strict: bool) -> tuple[Program, Ledger]:
+def _optimize(
+    program: Program, goal: Target, pipeline: str, strict: bool, budget: Budget | None, data: Data | None
+) -> tuple[Program, Ledger]:
     measure = partial(_latency, goal=goal)
-    instruments = (*standard_instruments(), Compare(call=call_on_arrays), Gain(measure))
+    judges = [_judge(program, goal, budget, data)] if data is not None else []
+    instruments = (*standard_instruments(*judges), Compare(call=call_on_arrays), Gain(measure))
     ctx = Context.of(program, goal.device, Oracle(call=call_on_arrays))
     ctx.layouts = _preferred(goal).layouts
-    return Pipeline.parse(pipeline, passes(), instruments).run(program, ctx, strict=strict)
+    if data is not None:
+        ctx.calibration = Calibration(data.calibration, partial(_runner, goal=goal), data.digest)
+    optimized, ledger = Pipeline.parse(pipeline, passes(), instruments).run(program, ctx, strict=strict)
+    ledger.notes += [data.describe()] if data is not None else []
+    return optimized, ledger
 
 
 def divide(program: Program, goal: Target, ledger: Ledger) -> dict[str, Backend]:
@@ -179,7 +207,7 @@ def assemble(
         store=store,
         ledger=ledger,
         program=partial(print_program, declared(program, used)),
-        tokenizer=_tokenizer_text(tokenizer if tokenizer is not None else source.tokenizer),
+        tokenizer=_tokenizer_text(source.tokenizer if tokenizer is None else tokenizer),
     )
     made.bind()
     _account(ledger, made.kernels)
@@ -203,6 +231,14 @@ def _refuse(**later: Any) -> None:
     for name, value in later.items():
         if value is not None:
             raise UnsupportedArgument(f"{name}={value!r}: this version has no search", fix=f"leave {name} out")
+
+
+def _check_budget(budget: Any, data: Any) -> None:
+    """Raises BudgetError for what is no budget, and for one without data to measure it on."""
+    if budget is not None and not isinstance(budget, Budget):
+        raise BudgetError(f"budget={budget!r} is no Budget", fix="irx.Budget(kl=0.05)")
+    if budget is not None and data is None:
+        raise BudgetError("a budget is measured on data, and there are none", fix="pass data= to compile")
 
 
 def check_effort(tune: str) -> None:
@@ -229,6 +265,29 @@ def _latency(program: Program, goal: Target) -> Latency | str:
     """The time of one step of a program of one graph."""
     (graph,) = main_graph(program).graphs.values()
     return _preferred(goal).latency(program, graph, goal.device)
+
+
+def _judge(program: Program, goal: Target, budget: Budget | None, data: Data) -> Quality:
+    """What measures lossy passes on the held-out data. Raises BudgetError for a limit that they cannot measure."""
+    judge = HeldOut(program, data, partial(_runner, goal=goal))
+    if budget is not None:
+        budget.require(judge.names)
+
+    def figures(changed: Program) -> dict[str, float]:
+        own = budget.metric if budget is not None else None
+        return judge.figures(changed) | ({metric_name(own): judge.own(own, changed)} if own is not None else {})
+
+    return Quality(figures, budget)
+
+
+def _runner(program: Program, goal: Target) -> Callable[[Inputs], list[Array]]:
+    """A function that runs a program of one graph with torch: on the target where that is here, else on the CPU."""
+    here = goal.device if goal.device.kind != "cuda" or torch.cuda.is_available() else find_device("cpu-generic")
+    backend, (graph,) = find_backend("torch"), program.graphs.values()
+    kernel = backend.load(backend.build(program, graph, here), here)
+    weights, place = settled(program.weights, program.used_weights()), torch.device(here.kind)
+    kernel.bind(WeightStore(partial(tensor_of, weights), place))
+    return lambda inputs: run_graph(kernel, inputs, place)
 
 
 def _code_folders() -> list[Path]:

@@ -255,6 +255,10 @@ class BudgetError(IRXError):
     """A budget that cannot be used: no limits, a metric without a maximum, or no data to measure it on."""
 
 
+class BadData(IRXError):
+    """Data that the model cannot be run on: of the wrong kind, with other inputs, or too few to hold some out."""
+
+
 class CalibrationNeeded(IRXError):
     """A pass looks at what the model computes on the user's data, and got none."""
 

@@ -35,10 +35,11 @@ class Row:
     """What one application of a pass did to one group of sites.
 
     `step` counts the applications of a pipeline from 0; `places` are the sites' module paths or source lines. `error`
-    is the largest max|y - y0| / max|y0| that a check measured. `metric` names the quality measure of which `spent` was
-    used up and `left` remains. `latency` is the change in seconds of one decode step on the device, `noise` its band,
-    `bytes` the change in bytes; negative is a gain. `seconds` is the time the pass itself took. `reason` says why the
-    pass was dropped or refused, or why it matched nothing.
+    is the largest max|y - y0| / max|y0| that a check measured. `metric` names the quality measure of which the program
+    up to this pass has used `spent`, so that `left` remains of the budget; `quality` holds the figures on held-out
+    data, as `irx.Budget` names them. `latency` is the change in seconds of one decode step on the device, `noise` its
+    band, `bytes` the change in bytes; negative is a gain. `seconds` is the time the pass itself took. `reason` says why
+    the pass was dropped or refused, or why it matched nothing.
     """
 
     step: int
@@ -55,6 +56,7 @@ class Row:
     metric: str = ""
     spent: float | None = None
     left: float | None = None
+    quality: dict[str, float] = field(default_factory=dict)
     latency: float | None = None
     noise: float | None = None
     bytes: int | None = None
@@ -67,7 +69,8 @@ class Summary:
     """Facts about the whole compilation.
 
     `operations` counts the nodes by op, `calls` those left to torch by target; `fallbacks` says why a node is not run
-    by the chosen backend. `error` compares the final `forward` with the captured one, on the oracle.
+    by the chosen backend. `error` compares the final `forward` with the captured one, on the oracle; `quality` does
+    so on held-out data, behind the last lossy pass that was kept.
     """
 
     backend: str = ""
@@ -78,6 +81,7 @@ class Summary:
     calls: dict[str, int] = field(default_factory=dict)
     fallbacks: dict[str, str] = field(default_factory=dict)
     error: float | None = None
+    quality: dict[str, float] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """The facts that are known, one line each."""
@@ -91,6 +95,8 @@ class Summary:
             lines.append(f"left to torch: {sum(self.calls.values())} calls{calls}")
         lines += [f"fallback: {node}: {reason}" for node, reason in self.fallbacks.items()]
         lines += [f"error against the captured model: {_number(self.error)}"] if self.error is not None else []
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in self.quality.items())
+        lines += [f"quality on held-out data: {figures}"] if figures else []
         return lines
 
 

@@ -12,7 +12,7 @@ from irx.errors import IRXError, PassRefused
 from irx.ir.program import Program
 from irx.ledger import Ledger, Row
 from irx.pipeline.base import Context, Effect, Pass, Report
-from irx.pipeline.instruments.base import Instrument, Kept, Verdict
+from irx.pipeline.instruments.base import Dropped, Instrument, Kept, Verdict
 from irx.pipeline.oracle import reading
 from irx.pipeline.rows import calls, kept_rows, operations, refused_row, taken_back_row
 
@@ -79,6 +79,9 @@ class _Attempt:
         copy = program.clone()
         try:
             report = self._apply(one, copy)
+        except Dropped as error:
+            self._drop(step, one, copy, str(error))
+            return program
         except Exception as error:
             self._refuse(step, one, copy, error)
             return program
@@ -99,6 +102,11 @@ class _Attempt:
         for instrument in reversed(self.instruments):
             instrument.after(one, program, report)
         return report
+
+    def _drop(self, step: int, one: Pass, program: Program, reason: str) -> None:
+        for instrument in self.instruments:
+            instrument.refused(one, program, reason)
+        self.rows.append(taken_back_row(step, one, Verdict(step, reason, dropped=True)))
 
     def _refuse(self, step: int, one: Pass, program: Program, error: Exception, report: Report | None = None) -> None:
         reason = str(error) if isinstance(error, IRXError) else f"{type(error).__name__}: {error}"

@@ -184,7 +184,7 @@ def failure(**options: Any) -> BaseException:
         ({"tune": "some"}, UnknownOption, "quick"),
         ({"dtype": "bf16"}, UnsupportedArgument, "model.to"),
         ({"dynamic": False}, UnsupportedArgument, "torch.compile(dynamic=...)"),
-        ({"budget": 0.1}, UnsupportedArgument, "search"),
+        ({"budget": 0.1}, UnsupportedArgument, "irx.compile"),
     ],
     ids=str,
 )

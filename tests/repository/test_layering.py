@@ -8,7 +8,7 @@ from tests.repository.tree import CODE_FOLDERS, MAPPED, SOURCE_FOLDERS, files, i
 LAYERS = (
     {"errors"},
     {"ir", "cache"},
-    {"ledger"},
+    {"ledger", "budget"},
     {"ops", "target"},
     {"analysis"},
     {"rewrite"},

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from irx.errors import IRXError
 from irx.ir.program import Program
 from irx.ledger import Ledger
 from irx.pipeline.base import Context, Pass, Report
@@ -33,6 +34,10 @@ class Verdict:
     dropped: bool = False
 
 
+class Dropped(IRXError):
+    """Raised by `Instrument.after`: the pass did nothing wrong but is not wanted; the pipeline goes on without it."""
+
+
 class Instrument:
     """Base of all instruments; every method may be left as it is."""
 
@@ -43,7 +48,7 @@ class Instrument:
         """A pass is about to change this program."""
 
     def after(self, one: Pass, program: Program, report: Report) -> None:
-        """The pass has changed the program. An IRXError raised here refuses it."""
+        """The pass has changed the program. An IRXError raised here refuses it, Dropped drops it."""
 
     def refused(self, one: Pass, program: Program, reason: str) -> None:
         """The pass was refused, with the program as it left it."""
