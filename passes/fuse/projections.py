@@ -18,7 +18,7 @@ from irx.rewrite.cleanup import erase_unused
 from irx.rewrite.recorder import Recorder
 from irx.rewrite.report import Fuel, NearMiss, Report, Site
 
-_UNPACKING = ("dequantize", "cast")
+UNPACKING = ("dequantize", "cast")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def projection(node: Node | None) -> Projection | None:
     x, matrix, bias = node.operand("x"), node.operand("weight"), node.operand("bias")
     unpacking = matrix.producer if matrix is not None else None
     weight = matrix
-    if unpacking is not None and unpacking.op.name in _UNPACKING:
+    if unpacking is not None and unpacking.op.name in UNPACKING:
         weight = unpacking.inputs[0]
     if x is None or not isinstance(weight, Weight) or not (bias is None or isinstance(bias, Weight)):
         return None
@@ -113,7 +113,7 @@ class Rewrites:
         for before, after in zip(old, new, strict=True):
             graph.replace(before, after)
         for made in b.made:
-            if made.op.name not in _UNPACKING and all(isinstance(v, Weight | Literal) for v in made.inputs):
+            if made.op.name not in UNPACKING and all(isinstance(v, Weight | Literal) for v in made.inputs):
                 self.folder.fold(graph, made, names[made.output])
         erase_unused(graph, [_producer(value) for value in old])
         return True
