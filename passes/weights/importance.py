@@ -89,7 +89,8 @@ def keep_ratios(importances: Sequence[float], keep: float) -> Array:
 def kept_counts(ratios: Sequence[float], widths: Sequence[int], multiple: int) -> list[int]:
     """Channels to keep of each width: multiples of `multiple`, at least one, or all there are.
 
-    Rounding goes up where the fraction is largest, so that the sum stays as close to its target as multiples allow.
+    Rounding goes up where the fraction is largest, so that the sum stays as close to its target as multiples allow. A
+    ratio of 1 keeps all.
     """
     wanted = [ratio * width / multiple for ratio, width in zip(ratios, widths, strict=True)]
     counts = [max(1, int(one + 1e-9)) for one in wanted]
@@ -97,4 +98,5 @@ def kept_counts(ratios: Sequence[float], widths: Sequence[int], multiple: int) -
     by_fraction = sorted(range(len(wanted)), key=lambda i: counts[i] - wanted[i])
     for index in by_fraction[: max(0, spare)]:
         counts[index] += 1
-    return [min(count * multiple, width) for count, width in zip(counts, widths, strict=True)]
+    rounded = [min(count * multiple, width) for count, width in zip(counts, widths, strict=True)]
+    return [width if one > 1 - 1e-9 else count for one, count, width in zip(ratios, rounded, widths, strict=True)]
