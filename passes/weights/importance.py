@@ -66,7 +66,7 @@ def _angles(before: Array, after: Array) -> Array:
     return np.asarray(np.arccos(np.clip(cosines, -1.0, 1.0)) / np.pi)
 
 
-def keep_ratios(importances: Sequence[float], keep: float) -> Array:
+def keep_ratios(importances: Sequence[float], keep: float) -> list[float]:
     """A ratio for every block: the sigmoid of its centred importance, rescaled to the mean `keep` and capped at 1.
 
     What the cap takes from a block the others get.
@@ -83,7 +83,7 @@ def keep_ratios(importances: Sequence[float], keep: float) -> Array:
             break
         ratios[over] = 1.0
         free &= ~over
-    return np.minimum(ratios, 1.0)
+    return [min(float(ratio), 1.0) for ratio in ratios]
 
 
 def kept_counts(ratios: Sequence[float], widths: Sequence[int], multiple: int) -> list[int]:
