@@ -19,8 +19,8 @@ def substituted(graph: Graph, sizes: Mapping[str, Dim], name: str) -> Graph:
     made = Graph(name)
     mapping: dict[Value, Value] = {v: made.add_input(v.name, _type(v.type, sizes)) for v in graph.inputs}
     for node in graph.nodes:
-        operands = [_operand(v, mapping, sizes) for v in node.inputs]
-        attrs = {key: _attr(attr, sizes) for key, attr in node.attrs.items()}
+        operands = [substituted_operand(v, mapping, sizes) for v in node.inputs]
+        attrs = {key: substituted_attr(attr, sizes) for key, attr in node.attrs.items()}
         names = [v.name for v in node.outputs]
         again = made.add(node.op, operands, attrs, loc=node.loc, names=names)
         mapping.update(zip(node.outputs, again.outputs, strict=True))
@@ -28,17 +28,19 @@ def substituted(graph: Graph, sizes: Mapping[str, Dim], name: str) -> Graph:
     return made
 
 
-def _operand(value: Value | None, mapping: Mapping[Value, Value], sizes: Mapping[str, Dim]) -> Value | None:
+def substituted_operand(value: Value | None, mapping: Mapping[Value, Value], sizes: Mapping[str, Dim]) -> Value | None:
+    """The value that stands for an operand: mapped, or a literal of the new sizes."""
     if isinstance(value, Literal) and isinstance(value.value, SymDim):
         return Literal(substitute(value.value, sizes))
     return None if value is None else mapping.get(value, value)
 
 
-def _attr(attr: Attr, sizes: Mapping[str, Dim]) -> Attr:
+def substituted_attr(attr: Attr, sizes: Mapping[str, Dim]) -> Attr:
+    """An attribute with named sizes replaced wherever they occur in it."""
     if isinstance(attr, SymDim):
         return substitute(attr, sizes)
     if isinstance(attr, tuple):
-        return tuple(_attr(item, sizes) for item in attr)
+        return tuple(substituted_attr(item, sizes) for item in attr)
     return attr.with_shape(*(substitute(d, sizes) for d in attr.shape)) if isinstance(attr, TensorType) else attr
 
 

@@ -1,0 +1,1 @@
+"""Passes that compute with fewer tokens than were given: all lossy, and only on request."""
