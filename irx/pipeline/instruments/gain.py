@@ -80,9 +80,10 @@ class Gain(Instrument):
 
 def _without(captured: Program, kept: Sequence[Kept], index: int, ctx: Context) -> Program:
     """The program as it would be without one pass: those after it run again, on what a step needs."""
-    before = kept[index - 1].program if index else captured
-    program = main_graph(before)
+    before, later = kept[index - 1].program if index else captured, kept[index + 1 :]
+    # Lossy passes may look at what `forward` computes on the user's data.
+    program = before.clone() if any(step.one.effect is Effect.LOSSY for step in later) else main_graph(before)
     unlimited = replace(reading(ctx, program), fuel=Fuel())
-    for step in kept[index + 1 :]:
+    for step in later:
         step.one.run(program, unlimited)
-    return program
+    return main_graph(program)
