@@ -48,17 +48,20 @@ class SymmetricBytes(Plain):
     """Bytes from -127 to 127 with an `offset`, which is 128 for unsigned ones, and an f32 scale."""
 
     offset: int = 0
-    parameters = {"scale": torch.float32}
+    parameters: ClassVar[Mapping[str, torch.dtype]] = {"scale": torch.float32}
 
     @property
     def empty(self) -> int:
+        """The code of zero."""
         return self.offset
 
     def encode(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Bytes, and a scale for each token."""
         codes, scale = quantized(tokens)
         return (codes + self.offset).to(self.dtype), {"scale": scale}
 
     def decode(self, elements: Tensor, channels: int, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Codes times scales, in float32."""
         return (elements[..., :channels].float() - self.offset) * parameters["scale"][..., None]
 
 
@@ -68,16 +71,19 @@ class TokenCodes(Plain):
 
     bits: int = 8
     half: int = 1
-    parameters = {"scale": torch.float16, "zero": torch.float16}
+    parameters: ClassVar[Mapping[str, torch.dtype]] = {"scale": torch.float16, "zero": torch.float16}
 
     def width(self, channels: int) -> int:
+        """Bytes for so many channels."""
         return channels if self.bits == 8 else -(-channels // (2 * self.half)) * self.half
 
     def encode(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Bytes, and a step and a lowest value for each token."""
         codes, step, low = token_codes(tokens, self.bits)
         return self._packed(codes.to(torch.uint8)), {"scale": step, "zero": low}
 
     def decode(self, elements: Tensor, channels: int, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Codes times steps plus lowest values, in float32."""
         codes = self._unpacked(elements)[..., :channels].float()
         return codes * parameters["scale"].float()[..., None] + parameters["zero"].float()[..., None]
 
@@ -85,13 +91,13 @@ class TokenCodes(Plain):
         if self.bits == 8:
             return codes
         whole = pad(codes, (0, 2 * self.width(codes.shape[-1]) - codes.shape[-1]))
-        low, high = whole.unflatten(-1, (-1, 2, self.half)).unbind(-2)
-        return (low | high << 4).flatten(-2)
+        halves = whole.reshape(*whole.shape[:-1], -1, 2, self.half)
+        return (halves[..., 0, :] | halves[..., 1, :] << 4).flatten(-2)
 
     def _unpacked(self, elements: Tensor) -> Tensor:
         if self.bits == 8:
             return elements
-        halves = elements[..., : elements.shape[-1] // self.half * self.half].unflatten(-1, (-1, self.half))
+        halves = elements.reshape(*elements.shape[:-1], -1, self.half)
         return torch.stack([halves & 15, halves >> 4], -2).flatten(-3)
 
 

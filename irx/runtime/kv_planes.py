@@ -160,7 +160,8 @@ class Plane:
         elements, parameters = self.coding.encode(tokens)
         width = self.arrangement.width(elements.shape[-1])
         padded = pad(elements, (0, width - elements.shape[-1]), value=float(self.coding.empty))
-        return padded.unflatten(-1, (width // self.arrangement.group, self.arrangement.group)), parameters
+        group = self.arrangement.group
+        return padded.reshape(*padded.shape[:-1], width // group, group), parameters
 
 
 class DensePlane(Plane):

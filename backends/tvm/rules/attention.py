@@ -27,6 +27,7 @@ from irx.backends.tvm.templates.attention_blocks import blocks
 from irx.backends.tvm.templates.attention_form import KEYS, Form, instructions, registers
 from irx.backends.tvm.templates.attention_kernel import Sources
 from irx.backends.tvm.templates.attention_split import split
+from irx.backends.tvm.templates.attention_storage import STORAGES
 from irx.ir.dims import Dim
 from irx.ir.graph import Graph, Value
 from irx.ir.types import KVType
@@ -34,7 +35,6 @@ from irx.target import Device
 
 FEW = 8  # queries whose keys are split among threads
 LARGEST_HEAD = 512
-STORAGES = ("f32", "bf16", "i8")
 
 
 def rule(body: Graph, choices: Choices) -> Lowered | None:
@@ -85,7 +85,7 @@ class _Lowering:
         if attend.k is None or attend.v is None:
             return []
         parts, capacity = _own_parts(attend), _own_capacity(attend)
-        storage = attend.k.dtype
+        storage = STORAGES[attend.k.dtype]
         pairs = (("k", attend.k), ("v", attend.v))
         return [Stored(heads, part, storage, parts, capacity, None) for part, heads in pairs]
 
@@ -127,7 +127,7 @@ class _Lowering:
 
 def _work(append: Append, part: str, parts: dict[str, Binding]) -> Work:
     heads = append.k if part == "k" else append.v
-    return Stored(heads, part, append.kv.storage, parts, Capacity(append.state), append.positions)
+    return Stored(heads, part, STORAGES[append.kv.storage], parts, Capacity(append.state), append.positions)
 
 
 def _check_state(kv: KVType) -> None:
@@ -140,8 +140,7 @@ def _check_state(kv: KVType) -> None:
 
 
 def _state_parts(state: Value, kv: KVType) -> dict[str, Binding]:
-    names = ("k", "v", "k_scale", "v_scale") if kv.dtype == "i8" else ("k", "v")
-    return {name: StatePart(state, name) for name in names}
+    return {name: StatePart(state, name) for name in STORAGES[kv.storage].arrays}
 
 
 def _own_capacity(attend: Attend) -> Dim:
@@ -169,13 +168,13 @@ def _form(attend: Attend, device: Device, queries: int, few: bool) -> Form:
     shared = attend.q.count // groups
     rows, wide, vectors = registers(device, shared if few else shared * queries, v_dim)
     return Form(
-        storage=storage,
+        store=STORAGES[storage],
         heads=attend.q.count,
         groups=groups,
         k_dim=attend.q.size,
         v_dim=v_dim,
         scale=attend.scale,
-        dot=instructions(storage, device),
+        dot=instructions(STORAGES[storage], device),
         rows=rows,
         blocks=wide,
         vectors=vectors,

@@ -14,9 +14,12 @@ from irx.backends.tvm.arguments import Arguments, total, whole
 from irx.backends.tvm.attention_region import HeadNorm, Heads, Rotation
 from irx.backends.tvm.lowered import Binding, Call, Data, Temporary
 from irx.backends.tvm.templates import rope
-from irx.backends.tvm.templates.attention_form import BLOCK, Form
+from irx.backends.tvm.templates.append_element import Element, Write, largest
+from irx.backends.tvm.templates.attention_form import BLOCK, Form, value_width
+from irx.backends.tvm.templates.attention_storage import Storage
+from irx.backends.tvm.templates.instructions import reduced
 from irx.backends.tvm.views import View
-from irx.backends.tvm.writer import LANES, STORAGE, Writer, at, bf16_bits, narrowed, splat, widened
+from irx.backends.tvm.writer import LANES, STORAGE, Writer, at, bf16_bits, splat, widened
 from irx.ir.dims import Dim
 
 
@@ -35,7 +38,7 @@ class Stored:
 
     heads: Heads
     part: str
-    storage: str
+    store: Storage
     targets: dict[str, Binding]
     capacity: Binding
     positions: View | None
@@ -163,17 +166,22 @@ class _Prepare:
         if f.dot == "vnni":
             self._bytes(f, target, row, work)
             return
-        width = f.q_width * (2 if f.dot == "dpbf16" else 1)
-        base = whole(w, f"{row} * {width}")
+        width = f.channels
+        base = whole(w, f"{row} * {f.q_width * (2 if f.dot == 'dpbf16' else 1)}")
+        summed = w.register(splat("T.float32(0)")) if f.store.zeros else ""
         scale = splat(f"T.float32({f.score_scale!r})")
         for c in range(0, width, LANES):
             value = w.register(at("head", f"{self.start} + {c}"))
-            if f.storage == "bf16":
+            if f.store.name == "bf16":
                 value = self._rounded(value)
             if f.dot == "fma":
                 w(f"{value} = {value} * {scale}")
             dtype = "bf16" if f.dot == "dpbf16" else "f32"
             self._put(target, f"{base} + {c}", dtype, value, min(LANES, width - c))
+            if summed:
+                w(f"{summed} = {summed} + {value}")
+        if summed:
+            w(f"{target}[{base} + {f.q_sum}] = {reduced(summed, 'fadd')}")
 
     def _rounded(self, value: str) -> str:
         """To bf16 and back."""
@@ -193,11 +201,14 @@ class _Prepare:
             w.store(target, f"{index} + d", dtype, f"{lanes}[d]", 1)
 
     def _bytes(self, f: Form, target: str, row: str, work: Queries) -> None:
-        """x = scale * (128 * high + low), both signed bytes, then 128 * the sum of all x / scale, and the scale."""
-        w, width = self.w, f.steps * 4
+        """x = scale * (128 * high + low), both signed bytes; then what offsets or zeros need, and the scale.
+
+        That is 128 * the sum of all x / scale, or the bits of the sum of all x.
+        """
+        w, width = self.w, f.channels
         numbers = self.arguments.pointer("query_words", "int32", work.target)
-        largest = self._largest(width)
-        scale = w.register(f"T.max({largest}, T.float32(1e-30)) * T.float32({1 / 16256!r})", lanes=1)
+        most = largest(w, "head", self.start, width)
+        scale = w.register(f"T.max({most}, T.float32(1e-30)) * T.float32({1 / 16256!r})", lanes=1)
         base = whole(w, f"{row} * {f.q_width * 4}")
         summed = w.register("T.int32(0)", dtype="int32", lanes=1)
         with w.block(f"for d in T.serial({width}):"):
@@ -208,17 +219,11 @@ class _Prepare:
             w(f'{target}[{base} + d] = T.cast({high}, "int8")')
             w(f'{target}[{base} + {width} + d] = T.cast({number} - {high} * 128, "int8")')
             w(f"{summed} = {summed} + {number}")
-        end = f"{row} * {f.q_width} + {2 * f.steps}"
-        w(f"{numbers}[{end}] = {summed} * 128")
-        w(f'{numbers}[{end} + 1] = T.reinterpret("int32", {scale} * T.float32({f.score_scale!r}))')
-
-    def _largest(self, width: int) -> str:
-        """The largest magnitude in the thread's buffer."""
-        w = self.w
-        largest = w.register("T.float32(0)", lanes=1)
-        with w.block(f"for d in T.serial({width}):"):
-            w(f"{largest} = T.max({largest}, T.abs(head[{self.start} + d]))")
-        return largest
+        end = f"{row} * {f.q_width} + {f.q_sum}"
+        factor = w.register(f"{scale} * T.float32({f.score_scale!r})", lanes=1)
+        total_bits = f'T.reinterpret("int32", T.cast({summed}, "float32") * {factor})'
+        w(f"{numbers}[{end}] = {total_bits if f.store.zeros else f'{summed} * {f.store.offset}'}")
+        w(f'{numbers}[{end} + 1] = T.reinterpret("int32", {factor})')
 
     def _slot(self, work: Stored, b: str, s: str) -> str:
         if work.positions is None:
@@ -228,58 +233,52 @@ class _Prepare:
         return whole(self.w, f"{positions}[{self._index(view, (b, s))}]")
 
     def _store(self, work: Stored, b: str, h: str, slot: str) -> None:
-        w, part = self.w, work.part
+        w, part, store = self.w, work.part, work.store
         heads = work.heads.count
         if "capacity" not in self.arguments.bindings:
             self.arguments.number("capacity", work.capacity)
-        capacity = "capacity"
-        inverse = ""
-        if work.storage == "i8":
-            largest = self._largest(work.heads.size)
-            scales = self.arguments.pointer(f"{part}_scale", "float32", work.targets[f"{part}_scale"])
-            w(f"{scales}[({b} * {heads} + {h}) * {capacity} + {slot}] = {largest} * T.float32({1 / 127!r})")
-            ratio = f"T.if_then_else({largest} > T.float32(0), T.float32(127) / {largest}, T.float32(0))"
-            inverse = w.register(ratio, lanes=1)
-        dtype = {"f32": "float32", "bf16": "uint16", "i8": "uint8" if part == "k" else "int8"}[work.storage]
-        target = self.arguments.pointer(part, dtype, work.targets[part])
-        store = self._store_key if part == "k" else self._store_value
-        store(work, target, f"({b} * {heads} + {h}) * {capacity}", slot, inverse)
+        slots = whole(w, f"({b} * {heads} + {h}) * capacity")
+        names = [f"{part}_{name}" for name in store.parameters]
+        parameters = [f"{self._pointer(work, name, store.parameter)}[{slots} + {slot}]" for name in names]
+        element = Element(store, "head", self.start, work.heads.size, part == "k")
+        write = element.writer(w, parameters)
+        target = self._pointer(work, part, element.dtype)
+        if part == "k":
+            self._store_key(work, target, slots, slot, write)
+        else:
+            self._store_value(work, target, slots, slot, write)
 
-    def _store_key(self, work: Stored, target: str, slots: str, slot: str, inverse: str) -> None:
-        """Channel by channel, as 16 tokens lie beside each other."""
-        w = self.w
-        group = {"f32": 1, "bf16": 2, "i8": 4}[work.storage]
-        width = -(-work.heads.size // group) * group
-        base = whole(w, f"({slots} + {slot} // {BLOCK} * {BLOCK}) * {width} + {slot} % {BLOCK} * {group}")
-        with w.block(f"for d in T.serial({width // group}):"):
+    def _pointer(self, work: Stored, part: str, dtype: str) -> str:
+        return self.arguments.pointer(part, dtype, work.targets[part])
+
+    def _store_key(self, work: Stored, target: str, slots: str, slot: str, write: Write) -> None:
+        """Word by word, as 16 tokens lie beside each other."""
+        w, store = self.w, work.store
+        group, halves = store.channels // store.halves, store.halves
+        words = -(-work.heads.size // store.channels)
+        base = whole(w, f"({slots} + {slot} // {BLOCK} * {BLOCK}) * {words * group} + {slot} % {BLOCK} * {group}")
+        with w.block(f"for d in T.serial({words}):"):
             for number in range(group):
-                value = f"head[{self.start} + d * {group} + {number}]"
-                place = f"{target}[{base} + d * {BLOCK * group} + {number}]"
-                w(f"{place} = {self._element(work.storage, value, inverse, 128)}")
+                channels = [f"d * {store.channels} + {half * group + number}" for half in range(halves)]
+                w(f"{target}[{base} + d * {BLOCK * group} + {number}] = {write(channels)}")
 
-    def _store_value(self, work: Stored, target: str, slots: str, slot: str, inverse: str) -> None:
-        w = self.w
-        width = -(-work.heads.size // 16) * 16
-        pairs = work.storage == "bf16"
-        line = f"({slots} + {slot} // 2 * 2) * {width} + {slot} % 2" if pairs else f"({slots} + {slot}) * {width}"
+    def _store_value(self, work: Stored, target: str, slots: str, slot: str, write: Write) -> None:
+        w, store = self.w, work.store
+        elements = value_width(work.heads.size, store) // store.halves
+        line = f"({slots} + {slot} // {store.tokens} * {store.tokens}) * {elements} + {slot} % {store.tokens}"
         base = whole(w, line)
-        if work.storage == "f32":
-            for c in range(0, width, LANES):
+        if store.name == "f32":
+            for c in range(0, elements, LANES):
                 w.store(target, f"{base} + {c}", "f32", at("head", f"{self.start} + {c}"))
             return
-        with w.block(f"for d in T.serial({width}):"):
-            value = self._element(work.storage, f"head[{self.start} + d]", inverse, 0)
-            w(f"{target}[{base} + d{' * 2' if pairs else ''}] = {value}")
-        if pairs and work.positions is None:  # a weight of 0 must not meet what has never been written
+        with w.block(f"for u in T.serial({elements // 16}):"), w.block("for c in T.serial(16):"):
+            channels = [f"u * {16 * store.halves} + {16 * half} + c" for half in range(store.halves)]
+            w(f"{target}[{base} + (u * 16 + c) * {store.tokens}] = {write(channels)}")
+        if store.tokens > 1 and work.positions is None:  # a weight of 0 must not meet what has never been written
             length = self.arguments.size(work.heads.view.shape[2])
-            with w.block(f"if {slot} % 2 == 0 and {slot} + 1 == {length}:"), w.block(f"for d in T.serial({width}):"):
+            last = f"if {slot} % 2 == 0 and {slot} + 1 == {length}:"
+            with w.block(last), w.block(f"for d in T.serial({elements}):"):
                 w(f"{target}[{base} + d * 2 + 1] = T.uint16(0)")
-
-    def _element(self, storage: str, value: str, inverse: str, offset: int) -> str:
-        if storage != "i8":
-            return narrowed(self.w, value, storage, 1)
-        number = f'T.cast(T.nearbyint({value} * {inverse}), "int32") + {offset}'
-        return f'T.cast({number}, "{"uint8" if offset else "int8"}")'
 
     def _plain(self, work: Plain, b: str, s: str, h: str) -> None:
         w, size = self.w, work.heads.size
@@ -306,4 +305,4 @@ def _width(work: Work) -> int:
     """Channels of the thread's buffer that a head needs, padding included."""
     if isinstance(work, Queries):
         return max(work.heads.size, work.form.channels)
-    return -(-work.heads.size // 16) * 16
+    return value_width(work.heads.size, work.store) if isinstance(work, Stored) else work.heads.size

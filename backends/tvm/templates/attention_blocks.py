@@ -37,7 +37,7 @@ def blocks(f: Form, x: Sources, queries: int) -> Call:
         first = whole(w, f"({parts} - 1 - {task} // {heads}) * {queries}")
         b, g = whole(w, f"({task} % {heads}) // {f.groups}"), whole(w, f"{task} % {f.groups}")
         _block(kernel, b, g, first, queries, rows, strides)
-    return kernel.arguments.call("attention_blocks", w, f"attention to {f.storage} keys, in blocks", llvm=f.llvm)
+    return kernel.arguments.call("attention_blocks", w, f"attention to {f.store.name} keys, in blocks", llvm=f.llvm)
 
 
 def _block(kernel: AttentionKernel, b: str, g: str, first: str, queries: int, rows: int, strides: list[str]) -> None:

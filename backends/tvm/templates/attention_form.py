@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
+from irx.backends.tvm.templates.attention_storage import Storage
 from irx.backends.tvm.templates.instructions import PAIRS, PREFETCH
 from irx.target import Device
 
@@ -18,10 +19,6 @@ KEYS = 64  # keys of a tile
 BLOCK = 16  # keys beside each other
 LOG2_E = math.log2(math.e)
 LOWEST = -1e30  # the maximum of a row that has seen nothing
-ELEMENT = {"f32": "float32", "bf16": "int32", "i8": "int32"}
-"""How kernels read blocks of keys: one channel, a pair, or a quad of channels."""
-VALUES = {"f32": "float32", "bf16": "int32", "i8": "int8"}
-"""How kernels read values: one, those of a pair of tokens, or one."""
 
 TO_PAIRS = """
 declare <16 x bfloat> @llvm.x86.avx512bf16.cvtneps2bf16.512(<16 x float>)
@@ -37,11 +34,11 @@ define <8 x i32> @irx_to_pairs(<16 x float> %x) alwaysinline {
 class Form:
     """What is static in an attention kernel.
 
-    `storage` is the dtype of keys and values as stored, `dot` one of fma, dpbf16, vnni. `tile` is rows by blocks of
-    keys, and `spread` rows by vectors of values, that are summed in registers at once.
+    `store` says how keys and values are stored, `dot` is one of fma, dpbf16, vnni. `tile` is rows by blocks of keys,
+    and `spread` rows by vectors of values, that are summed in registers at once.
     """
 
-    storage: str
+    store: Storage
     heads: int
     groups: int
     k_dim: int
@@ -68,23 +65,41 @@ class Form:
 
     @cached_property
     def steps(self) -> int:
-        """Rows of a block of keys: channels, pairs or quads of them."""
-        return -(-self.k_dim // {"f32": 1, "bf16": 2, "i8": 4}[self.storage])
+        """Rows of a block of keys: words of one or more channels."""
+        return -(-self.k_dim // self.store.channels)
 
     @cached_property
     def channels(self) -> int:
         """Channels of a key, padded."""
-        return self.steps * {"f32": 1, "bf16": 2, "i8": 4}[self.storage]
+        return self.steps * self.store.channels
+
+    @cached_property
+    def quads(self) -> int:
+        """Quads of channels of a key."""
+        return self.channels // 4
 
     @cached_property
     def q_width(self) -> int:
-        """Elements of a row of prepared queries; for vnni two planes of bytes, an offset and the bits of a scale."""
-        return {"fma": self.channels, "dpbf16": self.steps, "vnni": 2 * self.steps + 2}[self.dot]
+        """Elements of a row of prepared queries, for zeros with their sum behind them.
+
+        For vnni two planes of quads, what offsets add (or the bits of the sum), and the bits of a scale.
+        """
+        return {"fma": self.channels + self.store.zeros, "dpbf16": self.steps, "vnni": 2 * self.quads + 2}[self.dot]
+
+    @cached_property
+    def q_sum(self) -> int:
+        """Where the sum is in a row of prepared queries."""
+        return self.channels if self.dot == "fma" else 2 * self.quads
 
     @cached_property
     def v_width(self) -> int:
         """Channels of a value, padded."""
-        return -(-self.v_dim // 16) * 16
+        return value_width(self.v_dim, self.store)
+
+    @cached_property
+    def v_elements(self) -> int:
+        """Elements of a value."""
+        return self.v_width // self.store.halves
 
     @cached_property
     def score_scale(self) -> float:
@@ -94,9 +109,10 @@ class Form:
     @cached_property
     def spread(self) -> list[tuple[int, int]]:
         """(first, count) of the vectors of a value that are summed at once."""
-        vectors = self.v_width // 16
-        parts = -(-vectors // self.vectors)
-        edges = [vectors * i // parts for i in range(parts + 1)]
+        together = self.store.halves
+        vectors = self.v_elements // 16
+        parts = -(-vectors // max(1, self.vectors // together))
+        edges = [vectors * i // parts * together for i in range(parts + 1)]
         return [(a, b - a) for a, b in pairwise(edges)]
 
     @property
@@ -105,11 +121,16 @@ class Form:
         return (PAIRS + TO_PAIRS if self.dot == "dpbf16" else "") + (PREFETCH if self.fetches else "")
 
 
-def instructions(storage: str, device: Device) -> str:
-    """The fastest `dot` that the device has for keys of a dtype."""
-    if storage == "bf16" and device.features >= {"avx512_bf16", "avx512f"}:
+def value_width(v_dim: int, store: Storage) -> int:
+    """Channels of a value, padded to whole elements."""
+    return -(-v_dim // (16 * store.halves)) * 16 * store.halves
+
+
+def instructions(store: Storage, device: Device) -> str:
+    """The fastest `dot` that the device has for keys in a storage."""
+    if store.name == "bf16" and device.features >= {"avx512_bf16", "avx512f"}:
         return "dpbf16"
-    if storage == "i8" and device.features >= {"avx512_vnni", "avx512f"}:
+    if "scale" in store.parameters and device.features >= {"avx512_vnni", "avx512f"}:
         return "vnni"
     return "fma"
 

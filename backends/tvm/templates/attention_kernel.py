@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from irx.backends.tvm import vector_math
 from irx.backends.tvm.arguments import Arguments, total, whole
 from irx.backends.tvm.lowered import Binding, Temporary
-from irx.backends.tvm.templates.attention_form import BLOCK, ELEMENT, KEYS, LOG2_E, VALUES, Form
+from irx.backends.tvm.templates.attention_form import BLOCK, KEYS, LOG2_E, Form
 from irx.backends.tvm.templates.attention_tile import Places, RowTexts, Sums, scores, softmax, values
 from irx.backends.tvm.writer import Writer, at, splat, widened
 from irx.ir.dims import Dim
@@ -62,11 +62,11 @@ class AttentionKernel:
         f, x, add = self.f, self.x, self.arguments.pointer
         self.capacity = self.arguments.number("capacity", x.capacity)
         add("q", "float32" if f.dot == "fma" else "int32", x.q)
-        add("k", ELEMENT[f.storage], x.parts["k"])
-        add("v", VALUES[f.storage], x.parts["v"])
-        if f.storage == "i8":
-            add("k_scale", "float32", x.parts["k_scale"])
-            add("v_scale", "float32", x.parts["v_scale"])
+        add("k", f.store.word, x.parts["k"])
+        add("v", f.store.value, x.parts["v"])
+        for name in f.store.arrays:
+            if name not in ("k", "v"):
+                add(name, f.store.parameter, x.parts[name])
         if x.table is not None:
             binding, _ = x.table
             add("table", "float32", binding)
@@ -109,11 +109,10 @@ class AttentionKernel:
         """Where a tile's rows are."""
         f, w = self.f, self.w
         head = whole(w, f"({b}) * {f.groups} + ({g})")
-        per_pair = "" if f.storage != "bf16" else " // 2"
         return Places(
             q=whole(w, f"({q_row}) * {f.q_width}"),
             k=whole(w, f"{head} * ({self.capacity} // {BLOCK}) * {f.steps * BLOCK}"),
-            v=whole(w, f"{head} * ({self.capacity}{per_pair}) * {f.v_width}"),
+            v=whole(w, f"{head} * ({self.capacity} // {f.store.tokens}) * {f.v_elements}"),
             s=whole(w, f"({scratch}) * {KEYS}"),
             sums=sums,
             p=whole(w, f"({scratch}) * {KEYS // 2}"),

@@ -64,7 +64,7 @@ def _split(f: Form, x: Sources, left: dict[str, Temporary]) -> Call:
             row = whole(w, f"{mine} + (b * {f.groups} + g) * {room}")
             span = (f"{head.start} + {from_tile}", f"{head.start} + {to_tile}")
             _segment(kernel, row, count, room, span, head.latest, head.least, head.most)
-    return kernel.arguments.call("attention_split", w, f"attention to {f.storage} keys, split", llvm=f.llvm)
+    return kernel.arguments.call("attention_split", w, f"attention to {f.store.name} keys, split", llvm=f.llvm)
 
 
 @dataclass(frozen=True)

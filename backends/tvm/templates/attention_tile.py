@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from irx.backends.tvm import vector_math
 from irx.backends.tvm.arguments import whole
-from irx.backends.tvm.templates.attention_form import BLOCK, ELEMENT, KEYS, LOG2_E, LOWEST, VALUES, Form
-from irx.backends.tvm.templates.instructions import dot_pairs, prefetch
+from irx.backends.tvm.templates.attention_form import BLOCK, KEYS, LOG2_E, LOWEST, Form
+from irx.backends.tvm.templates.instructions import dot_bytes, dot_pairs, prefetch, reduced
 from irx.backends.tvm.writer import Writer, at, constant, splat
 
 
@@ -83,63 +83,60 @@ def _scores(w: Writer, f: Form, a: Places, row: str, out: str, part: int) -> Non
     start = whole(w, f"{a.k} + ({a.first} // {BLOCK} + {part}) * {f.steps * BLOCK}")
     with w.block(f"for d in T.serial({f.steps}):"), w.block(f"for j in T.unroll({f.blocks}):"):
         place = f"{start} + (j * {f.steps} + d) * {BLOCK}"
-        keys = w.register(at("k", place), dtype=ELEMENT[f.storage])
+        keys = w.register(at("k", place), dtype=f.store.word)
         if f.fetches:
             w(prefetch("k", f"{place} + {KEYS * f.steps}"))
+        parts = _parts(w, f, keys)
         for (i, plane), total in sums.items():
-            _multiply(w, f, at(total, f"j * {BLOCK}"), keys, f"{row} + {i * f.q_width}", plane)
+            _multiply(w, f, at(total, f"j * {BLOCK}"), parts, f"{row} + {i * f.q_width}", plane)
     with w.block(f"for j in T.unroll({f.blocks}):"):
         for i in range(f.rows):
             value = at(sums[i, 0], f"j * {BLOCK}")
             if f.dot == "vnni":
-                end = f"{row} + {i * f.q_width + 2 * f.steps}"
-                low = at(sums[i, 1], f"j * {BLOCK}")
-                exact = f"{value} * T.broadcast(T.int32(128), 16) + {low} - {splat(f'q[{end}]')}"
-                scale = f'T.reinterpret("float32", q[{end} + 1])'
-                value = f'T.cast({exact}, "float32x16") * {splat(scale)}'
+                value = _joined(f, value, at(sums[i, 1], f"j * {BLOCK}"), f"{row} + {i * f.q_width + f.q_sum}")
             w(f"{at('s', f'{out} + {i * KEYS + part * BLOCK} + j * {BLOCK}')} = {value}")
 
 
-def _multiply(w: Writer, f: Form, total: str, keys: str, row: str, plane: int) -> None:
-    """total += one step of keys times one row of queries."""
+def _parts(w: Writer, f: Form, keys: str) -> list[str]:
+    """What is in words of keys: what a dot product takes at once, in registers."""
     if f.dot == "dpbf16":
-        q = splat(f"q[{row} + d]")
-        w(f"{total} = {dot_pairs(total, keys, q)}")
-        return
+        return [keys]
     if f.dot == "vnni":
-        q = splat(f"q[{row} + {plane * f.steps} + d]")
-        quads = f'T.reinterpret("int8x64", {keys}), T.reinterpret("int8x64", {q})'
-        w(f'{total} = T.call_llvm_pure_intrin("int32x16", "llvm.x86.avx512.vpdpbusd.512", {total}, {quads})')
-        return
-    width = f.channels // f.steps
-    for number, part in enumerate(unpacked(keys, f.storage)):
-        w(f"{total} = {total} + {splat(f'q[{row} + d * {width} + {number}]')} * {part}")
+        return [w.register(quad, dtype="int32") for quad in f.store.quads(keys)]
+    return [w.register(lanes) for lanes in f.store.lanes(keys)]
 
 
-def unpacked(word: str, storage: str) -> list[str]:
-    """The float32 lanes that are in lanes of a stored word: one, a pair of bf16, or a quad of bytes less 128."""
-    if storage == "f32":
-        return [word]
-    if storage == "bf16":
-        high = f"T.bitwise_and({word}, T.broadcast(T.int32(-65536), 16))"
-        low = f"T.shift_left({word}, T.broadcast(T.int32(16), 16))"
-        return [f'T.reinterpret("float32x16", {bits})' for bits in (low, high)]
-    quads = []
-    for number in range(4):
-        shifted = f"T.shift_right({word}, T.broadcast(T.int32({8 * number}), 16))" if number else word
-        byte = f"T.bitwise_and({shifted}, T.broadcast(T.int32(255), 16)) - T.broadcast(T.int32(128), 16)"
-        quads.append(f'T.cast({byte}, "float32x16")')
-    return quads
+def _multiply(w: Writer, f: Form, total: str, parts: list[str], row: str, plane: int) -> None:
+    """total += one step of keys times one row of queries."""
+    for number, keys in enumerate(parts):
+        place = f"{row} + {plane * f.quads if f.dot == 'vnni' else 0} + d * {len(parts)} + {number}"
+        q = splat(f"q[{place}]")
+        if f.dot == "dpbf16":
+            w(f"{total} = {dot_pairs(total, keys, q)}")
+        elif f.dot == "vnni":
+            w(f"{total} = {dot_bytes(total, keys, q)}")
+        else:
+            w(f"{total} = {total} + {q} * {keys}")
+
+
+def _joined(f: Form, high: str, low: str, end: str) -> str:
+    """The product with both planes of a query of bytes, whose last two elements begin at `end`."""
+    exact = f"{high} * T.broadcast(T.int32(128), 16) + {low}"
+    if f.store.offset:
+        exact += f" - {splat(f'q[{end}]')}"
+    scale = f'T.reinterpret("float32", q[{end} + 1])'
+    return f'T.cast({exact}, "float32x16") * {splat(scale)}'
 
 
 def softmax(w: Writer, f: Form, a: Places, row: RowTexts, unmasked: str) -> None:
     """Bring row `r`'s maximum and sum up to date and turn its scores into weights. `unmasked`: all keys are seen."""
     base = whole(w, f"{a.s} + r * {KEYS}")
     values = w.local(KEYS)
+    q_sum = _query_sum(w, f, a) if f.store.zeros else ""
     value, key = at(values, f"j * {BLOCK}"), f"{a.first} + j * {BLOCK}"
     with w.block(f"for j in T.unroll({KEYS // BLOCK}):"):
         w(f"{value} = {at('s', f'{base} + j * {BLOCK}')}")
-        _finish_score(w, f, a, row, value, key)
+        _finish_score(w, f, a, row, value, key, q_sum)
     with w.block(f"if not ({unmasked}):"):
         low, high = (w.register(text, dtype="int32", lanes=1) for text in (row.low, row.high))
         with w.block(f"for j in T.unroll({KEYS // BLOCK}):"):
@@ -148,12 +145,37 @@ def softmax(w: Writer, f: Form, a: Places, row: RowTexts, unmasked: str) -> None
             w(f"{value} = T.Select({seen}, {value}, {constant(float('-inf'))})")
     now = _new_maximum(w, f, a, values)
     added = w.register(constant(0.0))
+    zeros = w.register(constant(0.0)) if f.store.zeros else ""
     with w.block(f"for j in T.unroll({KEYS // BLOCK}):"):
         weight = vector_math.exp2(w, w.register(f"{value} - {splat(now)}"))
         w(f"{added} = {added} + {weight}")
+        if zeros:
+            w(f"{zeros} = {zeros} + {weight} * {_parameter(f, a, 'v_zero', f'{a.first} + j * {BLOCK}')}")
         _store_weight(w, f, a, weight, base)
+    if zeros:
+        _add_zeros(w, f, a, zeros)
     total = at("l", f"{a.sums.total} + r * {BLOCK}")
     w(f"{total} = {total} + {added}")
+
+
+def _parameter(f: Form, a: Places, name: str, key: str) -> str:
+    """A parameter of the 16 tokens from `key` on, as float32."""
+    found = at(name, f"{a.scales} + {key}")
+    return found if f.store.parameter == "float32" else f'T.cast({found}, "float32x16")'
+
+
+def _query_sum(w: Writer, f: Form, a: Places) -> str:
+    """The sum of row `r`'s queries, in all lanes."""
+    place = f"q[{a.q} + r * {f.q_width} + {f.q_sum}]"
+    return w.register(splat(place if f.dot == "fma" else f'T.reinterpret("float32", {place})'))
+
+
+def _add_zeros(w: Writer, f: Form, a: Places, zeros: str) -> None:
+    """What the zeros of all tokens add to every channel of row `r`'s output."""
+    summed = w.register(splat(reduced(zeros, "fadd")))
+    with w.block(f"for c in T.serial({f.v_width // 16}):"):
+        out = at("o", f"{a.sums.o} + r * {f.v_width} + c * 16")
+        w(f"{out} = {out} + {summed}")
 
 
 def _new_maximum(w: Writer, f: Form, a: Places, values: str) -> str:
@@ -174,12 +196,14 @@ def _new_maximum(w: Writer, f: Form, a: Places, values: str) -> str:
     return now
 
 
-def _finish_score(w: Writer, f: Form, a: Places, row: RowTexts, value: str, key: str) -> None:
-    """From the product to the exponent of 2: scale, cap, biases."""
+def _finish_score(w: Writer, f: Form, a: Places, row: RowTexts, value: str, key: str, q_sum: str) -> None:
+    """From the product to the exponent of 2: scales and zeros, cap, biases."""
     if f.dot == "dpbf16":
         w(f"{value} = {value} * {constant(f.score_scale)}")
-    if f.storage == "i8":
-        w(f"{value} = {value} * {at('k_scale', f'{a.scales} + {key}')}")
+    if f.store.parameters:
+        w(f"{value} = {value} * {_parameter(f, a, 'k_scale', key)}")
+    if q_sum:
+        w(f"{value} = {value} + {q_sum} * {_parameter(f, a, 'k_zero', key)}")
     if f.softcap is not None:
         capped = vector_math.tanh(w, w.register(f"{value} * {constant(1 / f.softcap)}"))
         w(f"{value} = {capped} * {constant(f.softcap * LOG2_E)}")
@@ -204,8 +228,8 @@ def _store_weight(w: Writer, f: Form, a: Places, weight: str, base: str) -> None
         w(f"{at('p', f'{a.p} + r * {KEYS // 2} + j * 8', 8)} = {pairs}")
         return
     scaled = weight
-    if f.storage == "i8":
-        scaled = f"{weight} * {at('v_scale', f'{a.scales} + {a.first} + j * {BLOCK}')}"
+    if f.store.parameters:
+        scaled = f"{weight} * {_parameter(f, a, 'v_scale', f'{a.first} + j * {BLOCK}')}"
     w(f"{at('s', f'{base} + j * {BLOCK}')} = {scaled}")
 
 
@@ -218,7 +242,7 @@ def values(w: Writer, f: Form, a: Places) -> None:
 
 def _values(w: Writer, f: Form, a: Places, first: int, count: int) -> None:
     """`count` vectors of the rows' outputs, again one small buffer a row."""
-    pairs = f.storage == "bf16"
+    store = f.store
     sums = [w.local(count * 16) for _ in range(f.rows)]
     start = whole(w, f"{a.sums.o} + chunk * {f.rows * f.v_width} + {first * 16}")
     with w.block(f"for c in T.unroll({count}):"):
@@ -228,32 +252,32 @@ def _values(w: Writer, f: Form, a: Places, first: int, count: int) -> None:
         w, f"{a.p} + chunk * {f.rows * KEYS // 2}" if f.dot == "dpbf16" else f"{a.s} + chunk * {f.rows * KEYS}"
     )
     used = whole(w, f"T.min({a.end} - {a.first}, {KEYS})")
-    line = whole(w, f"{a.v} + ({a.first}{' // 2' if pairs else ''}) * {f.v_width} + {first * 16}")
-    steps = f"({used} + 1) // 2" if pairs else used
-    fetched = range(0, count, 4 if f.storage == "i8" else 1) if f.fetches else ()
-    ahead = KEYS * f.v_width // (2 if pairs else 1)
-    with w.block(f"for t in T.serial({steps}):"):
-        for c in fetched:
-            w(prefetch("v", f"{line} + t * {f.v_width} + {c * 16 + ahead}"))
-        with w.block(f"for c in T.unroll({count}):"):
-            found = w.register(at("v", f"{line} + t * {f.v_width} + c * 16"), dtype=VALUES[f.storage])
+    line = whole(w, f"{a.v} + ({a.first} // {store.tokens}) * {f.v_elements} + {first * 16 // store.halves}")
+    vectors = count // store.halves
+    with w.block(f"for t in T.serial(({used} + {store.tokens - 1}) // {store.tokens}):"):
+        for c in range(0, vectors if f.fetches else 0, store.per_line):
+            w(prefetch("v", f"{line} + t * {f.v_elements} + {c * 16 + KEYS // store.tokens * f.v_elements}"))
+        with w.block(f"for c in T.unroll({vectors}):"):
+            found = w.register(at("v", f"{line} + t * {f.v_elements} + c * 16"), dtype=store.value)
+            lanes = [found] if f.dot == "dpbf16" else [w.register(part) for part in store.values(found)]
             for i, total in enumerate(sums):
                 row = f"{weights} + {i * KEYS // (2 if f.dot == 'dpbf16' else 1)}"
-                _add_values(w, f, at(total, "c * 16"), found, row)
+                _add_values(w, f, total, lanes, row)
     with w.block(f"for c in T.unroll({count}):"):
         for i, total in enumerate(sums):
             w(f"{at('o', f'{start} + {i * f.v_width} + c * 16')} = {at(total, 'c * 16')}")
 
 
-def _add_values(w: Writer, f: Form, total: str, found: str, weights: str) -> None:
+def _add_values(w: Writer, f: Form, sums: str, lanes: list[str], weights: str) -> None:
+    """Add what vector `c` of the values of step `t` holds to a row's sums."""
     if f.dot == "dpbf16":
-        p = splat(f"p[{weights} + t]")
-        w(f"{total} = {dot_pairs(total, found, p)}")
+        total = at(sums, "c * 16")
+        w(f"{total} = {dot_pairs(total, lanes[0], splat(f'p[{weights} + t]'))}")
         return
-    lanes = [f'T.cast({found}, "float32x16")'] if f.storage == "i8" else unpacked(found, f.storage)
     for number, part in enumerate(lanes):
-        key = f"t * 2 + {number}" if len(lanes) > 1 else "t"
-        w(f"{total} = {total} + {splat(f's[{weights} + {key}]')} * {part}")
+        half, token = (number, 0) if f.store.halves > 1 else (0, number)
+        total = at(sums, f"(c * {f.store.halves} + {half}) * 16")
+        w(f"{total} = {total} + {splat(f's[{weights} + t * {f.store.tokens} + {token}]')} * {part}")
 
 
 def begin(w: Writer, f: Form, sums: Sums, count: str) -> None:

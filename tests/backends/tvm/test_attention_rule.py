@@ -11,13 +11,15 @@ from irx.analysis.reference import evaluate
 from irx.backends.tvm.lowered import Refusal
 from irx.backends.tvm.rules.attention import rule
 from irx.ir.graph import Graph
-from irx.ir.types import numpy_dtype
+from irx.ir.types import CODES, numpy_dtype
 from irx.ir.weights import Weights
 from irx.target import find_device
 from tests.backends.tvm.attention_bodies import as_numbers, decoder, error, graph_of, random_arrays, run_chunks
 from tests.backends.tvm.lowered_run import choices, run_lowered
 
 F32, BF16, I8 = 2e-6, 0.012, 0.02
+CODED = 5e-4  # the oracle has the same codes, but exact queries, where kernels have two bytes each
+TOKENS = [("f32", f"f32, code={code}", 2e-5) for code in CODES]
 
 # Two rows, the second shorter by padding; then a step, a long chunk that grows the cache, and steps again.
 CHUNKS = [
@@ -40,15 +42,35 @@ CHUNKS = [
         ({"dtype": "bf16", "rotated": 8, "norm": True}, BF16),
         ({"dtype": "bf16", "heads": 3, "groups": 1, "dim": 17, "v_dim": 40, "how": "scale=0.25, window=9"}, BF16),
         ({"storage": "i8", "dim": 18, "v_dim": 20}, I8),
+        ({"storage": "f32, code=token8", "rotated": 8}, CODED),
+        ({"storage": "f32, code=token4", "dim": 64, "rotated": 32, "norm": True}, CODED),
+        (
+            {"storage": "f32, code=token4", "heads": 6, "groups": 2, "dim": 18, "v_dim": 40, "extra": "table sinks"},
+            CODED,
+        ),
+        ({"dtype": "bf16", "storage": "bf16, code=token4", "dim": 80, "how": "scale=0.25, window=9"}, BF16),
     ],
-    ids=["half", "interleaved", "capped", "odd", "many_heads", "bf16", "bf16_odd", "i8"],
+    ids=[
+        "half",
+        "interleaved",
+        "capped",
+        "odd",
+        "many_heads",
+        "bf16",
+        "bf16_odd",
+        "i8",
+        "token8",
+        "token4",
+        "token4_odd",
+        "token4_bf16",
+    ],
 )
 def test_a_cache_call_after_call(how: dict[str, Any], tolerance: float) -> None:
     assert error(run_chunks(decoder(**how), CHUNKS)) < tolerance
 
 
 @pytest.mark.parametrize(
-    ("dtype", "storage", "tolerance"), [("f32", "f32", F32), ("bf16", "bf16", BF16), ("f32", "i8", I8)]
+    ("dtype", "storage", "tolerance"), [("f32", "f32", F32), ("bf16", "bf16", BF16), ("f32", "i8", I8), *TOKENS]
 )
 def test_without_wide_registers(dtype: str, storage: str, tolerance: float) -> None:
     body = decoder(dtype=dtype, storage=storage, dim=24, rotated=12)

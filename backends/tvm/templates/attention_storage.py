@@ -1,0 +1,143 @@
+"""How keys and values are stored, as the kernels of attention read them: one small class for each storage.
+
+Keys are read as words of 32 bits, 16 tokens beside each other: a word has one channel, a pair, a quad or eight of them.
+Values are read 16 channels (`token4`: twice 16) at a time. Codes have parameters for each token: a `scale`, and with
+`zero` the value of code 0, so that q (s c + z) = s (q c) + z sum(q), and p (s c + z) = (p s) c + p z.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Plain float32."""
+
+    name: str = "f32"
+    word: str = "float32"
+    """How kernels read keys."""
+    channels: int = 1
+    """Channels of a key in a word."""
+    value: str = "float32"
+    """How kernels read values."""
+    tokens: int = 1
+    """Tokens whose values of one channel lie beside each other in an element."""
+    halves: int = 1
+    """Channels, 16 apart, in an element of values."""
+    parameters: tuple[str, ...] = ()
+    parameter: str = "float32"
+    """The dtype of parameters."""
+    offset: int = 0
+    """What has been added to codes of keys."""
+
+    @property
+    def per_line(self) -> int:
+        """How many vectors of values are in a line of 64 bytes."""
+        return 64 // (16 * int("".join(filter(str.isdigit, self.value))) // 8)
+
+    @property
+    def zeros(self) -> bool:
+        """Whether code 0 has a value of its own."""
+        return "zero" in self.parameters
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """The arrays of a state."""
+        return tuple(name for side in "kv" for name in (side, *(f"{side}_{part}" for part in self.parameters)))
+
+    def lanes(self, word: str) -> list[str]:
+        """The float32 lanes of each channel in words of keys."""
+        return [word]
+
+    def quads(self, word: str) -> list[str]:
+        """Words of four unsigned bytes that are in words of keys."""
+        return [word]
+
+    def values(self, found: str) -> list[str]:
+        """The float32 lanes in elements of values: of each token, or of each half."""
+        return self.lanes(found)
+
+
+@dataclass(frozen=True)
+class Pairs(Storage):
+    """bf16."""
+
+    name: str = "bf16"
+    word: str = "int32"
+    channels: int = 2
+    value: str = "int32"
+    tokens: int = 2
+
+    def lanes(self, word: str) -> list[str]:
+        """Two numbers are the halves of a word."""
+        high = f"T.bitwise_and({word}, T.broadcast(T.int32(-65536), 16))"
+        low = f"T.shift_left({word}, T.broadcast(T.int32(16), 16))"
+        return [f'T.reinterpret("float32x16", {bits})' for bits in (low, high)]
+
+
+@dataclass(frozen=True)
+class Bytes(Storage):
+    """i8: signed bytes with a scale; of keys 128 more."""
+
+    name: str = "i8"
+    word: str = "int32"
+    channels: int = 4
+    value: str = "int8"
+    parameters: tuple[str, ...] = ("scale",)
+    offset: int = 128
+
+    def lanes(self, word: str) -> list[str]:
+        """Four bytes, without their offset."""
+        bytes = [_bits(word, 8 * number, 255) for number in range(4)]
+        offset = f" - T.broadcast(T.int32({self.offset}), 16)" if self.offset else ""
+        return [f'T.cast({byte}{offset}, "float32x16")' for byte in bytes]
+
+    def values(self, found: str) -> list[str]:
+        """A byte each."""
+        return [f'T.cast({found}, "float32x16")']
+
+
+@dataclass(frozen=True)
+class TokenBytes(Bytes):
+    """token8: unsigned bytes with a scale and a zero."""
+
+    name: str = "token8"
+    value: str = "uint8"
+    parameters: tuple[str, ...] = ("scale", "zero")
+    parameter: str = "float16"
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class TokenNibbles(TokenBytes):
+    """token4: a word has the low codes of four bytes, then their high ones."""
+
+    name: str = "token4"
+    channels: int = 8
+    halves: int = 2
+
+    def lanes(self, word: str) -> list[str]:
+        """Eight codes."""
+        bits = [8 * number + half for half in (0, 4) for number in range(4)]
+        return [f'T.cast({_bits(word, first, 15)}, "float32x16")' for first in bits]
+
+    def quads(self, word: str) -> list[str]:
+        """The low codes of all bytes, and the high ones."""
+        return [_bits(word, first, 0x0F0F0F0F) for first in (0, 4)]
+
+    def values(self, found: str) -> list[str]:
+        """The low code of each byte is of a channel, the high one of that 16 further on."""
+        words = f'T.cast({found}, "int32x16")'
+        return [f'T.cast({part}, "float32x16")' for part in (_bits(words, 0, 15), _shifted(words, 4))]
+
+
+def _bits(word: str, first: int, mask: int) -> str:
+    return f"T.bitwise_and({_shifted(word, first)}, T.broadcast(T.int32({mask}), 16))"
+
+
+def _shifted(word: str, bits: int) -> str:
+    return f"T.shift_right({word}, T.broadcast(T.int32({bits}), 16))" if bits else word
+
+
+STORAGES = {storage.name: storage for storage in (Storage(), Pairs(), Bytes(), TokenBytes(), TokenNibbles())}
