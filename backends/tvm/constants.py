@@ -117,7 +117,7 @@ def packed_weights(layout: Layout, names: tuple[str, ...], store: WeightStore) -
 
 def _pack(layout: Layout, names: tuple[str, ...], store: WeightStore) -> tuple[Tensor, ...]:
     arrays = layout.pack([_array(store.borrow(name)) for name in names])
-    return tuple(_aligned(from_numpy(_signed(np.asarray(arrays[part])))) for part in layout.parts)
+    return tuple(from_numpy(_signed(np.asarray(arrays[part]))) for part in layout.parts)
 
 
 def _signed(array: Array) -> Array:

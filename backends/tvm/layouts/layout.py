@@ -7,36 +7,42 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from math import prod
+from typing import Any
 
+import numpy as np
+
+from irx.backends.tvm.native import aligned
 from irx.ir.opdef import Array
+
+
+def room(shape: Sequence[int], dtype: Any) -> Array:
+    """Zeros as kernels read them: on a 64-byte boundary, with 64 bytes behind them that may be read."""
+    kind = np.dtype(dtype)
+    return aligned(prod(shape) * kind.itemsize).view(kind).reshape(shape)
 
 
 @dataclass(frozen=True)
 class Layout:
     """Base of all layouts; the fields of a subclass are its parameters: ints and strings."""
 
-    kind: ClassVar[str]
-
     @property
     def parts(self) -> Mapping[str, Any]:
         """The arrays that `pack` makes, by name."""
-        raise TypeError(f"layout {self.kind!r} does not define parts")
+        raise TypeError(f"{type(self).__name__} does not define parts")
 
     def pack(self, weights: Sequence[Array]) -> dict[str, Array]:
-        """The arrays by part. `weights` are as stored: shape and numpy dtype of their types, raw bytes where packed."""
-        raise TypeError(f"layout {self.kind!r} does not define pack")
+        """The arrays by part, each a `room`. `weights` are as stored: their types' shape and dtype, or packed bytes."""
+        raise TypeError(f"{type(self).__name__} does not define pack")
 
     def unpack(self, arrays: Mapping[str, Array]) -> list[Array]:
         """What `pack` was given: elements, shape and dtype."""
-        raise TypeError(f"layout {self.kind!r} does not define unpack")
+        raise TypeError(f"{type(self).__name__} does not define unpack")
 
 
 @dataclass(frozen=True)
 class Plain(Layout):
     """One weight as the program stores it, in C order: part `data`."""
-
-    kind: ClassVar[str] = "plain"
 
     @property
     def parts(self) -> Mapping[str, Any]:
@@ -44,9 +50,11 @@ class Plain(Layout):
         return {"data": None}
 
     def pack(self, weights: Sequence[Array]) -> dict[str, Array]:
-        """The weight itself."""
+        """A copy of the weight."""
         (weight,) = weights
-        return {"data": weight}
+        data = room(weight.shape, weight.dtype)
+        data[...] = weight
+        return {"data": data}
 
     def unpack(self, arrays: Mapping[str, Array]) -> list[Array]:
         """The weight itself."""

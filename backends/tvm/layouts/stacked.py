@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
-from irx.backends.tvm.layouts.layout import Layout
+from irx.backends.tvm.layouts.layout import Layout, room
 from irx.backends.tvm.layouts.tiles import Part, Tiles
 from irx.ir.opdef import Array
 
@@ -17,7 +16,6 @@ from irx.ir.opdef import Array
 class Flattened(Layout):
     """A weight [rows, ...] as the matrix [rows, all else] in tiles. `shape` is that of the weight."""
 
-    kind: ClassVar[str] = "flattened"
     tiles: Tiles
     shape: tuple[int, ...]
 
@@ -45,7 +43,6 @@ class Stacked(Layout):
     alternate in the weight. Part `data` is that of the tiles, its first axis experts * sides * tiles.
     """
 
-    kind: ClassVar[str] = "stacked"
     tiles: Tiles
     experts: int
     sides: int = 1
@@ -61,7 +58,7 @@ class Stacked(Layout):
         """The array of one weight, matrix after matrix."""
         (weight,) = weights
         tiles = self.tiles.tiles
-        data = np.empty(self.parts["data"].shape, "<i4" if self.tiles.format == "bf16" else self._code)
+        data = room(self.parts["data"].shape, "<i4" if self.tiles.format == "bf16" else self._code)
         for number, (expert, side) in enumerate(self._matrices()):
             matrix = weight[expert].T if self.tiles.turned else weight[expert]
             chosen = matrix[self._side(side)]

@@ -18,13 +18,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from irx.backends.tvm.layouts.coding import CODINGS, Coding
 from irx.backends.tvm.layouts.fields import split
-from irx.backends.tvm.layouts.layout import Layout
+from irx.backends.tvm.layouts.layout import Layout, room
 from irx.backends.tvm.layouts.raw import join
 from irx.ir.opdef import Array
 from irx.ir.types import numpy_dtype
@@ -57,7 +57,6 @@ class Part:
 class Tiles(Layout):
     """One weight `[rows, columns]` in a format: f32, f16, bf16 or packed. `turned`: it is stored as [columns, rows]."""
 
-    kind: ClassVar[str] = "tiles"
     format: str
     rows: int
     columns: int
@@ -106,7 +105,7 @@ class Tiles(Layout):
         """The arrays of one weight `[rows, columns]`, raw rows where it is packed, converted a few tiles at a time."""
         (weight,) = weights
         matrix = weight.T if self.turned else weight
-        arrays = {name: np.zeros(part.shape, f"<{part.code}") for name, part in self.parts.items()}
+        arrays = {name: room(part.shape, f"<{part.code}") for name, part in self.parts.items()}
         step = max(1, _BYTES_AT_ONCE // max(1, matrix.nbytes // self.tiles))
         for first in range(0, self.tiles, step):
             self._pack_rows(matrix, first, min(first + step, self.tiles), arrays)
