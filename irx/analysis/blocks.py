@@ -61,7 +61,7 @@ class Unit:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Units that follow each other, from the first attention to the last MLP before the next."""
+    """Units that follow each other, from one self-attention to the next: with cross-attention and MLPs behind it."""
 
     units: tuple[Unit, ...]
 
@@ -159,10 +159,9 @@ class _Search:
         if self._joins_on(node):
             return None
         terms = list(self._terms(node))
-        start = min(terms, key=self._place)
-        if any(self._place(term) == self._place(start) for term in terms if term is not start):
-            return None
-        branches = [(term, self._dependent(term, start)) for term in terms if term is not start]
+        first = min(map(self._place, terms))
+        tried = [self._branches(terms, start) for start in terms if self._place(start) == first]
+        start, branches = max(tried, key=lambda found: sum(bool(nodes) for _, nodes in found[1]))
         inside = {inner for _, nodes in branches for inner in nodes}
         if not any(inner.op.name in _PRODUCTS for inner in inside):
             return None
@@ -170,6 +169,11 @@ class _Search:
             self.reasons.append((node, "one of the terms of the sum does not depend on the stream"))
             return None
         return _Sum(node, start, branches, inside)
+
+    def _branches(self, terms: Sequence[Value], start: Value) -> tuple[Value, list[tuple[Value, list[Node]]]]:
+        """What is added to `start`, and the nodes of each term that depend on it."""
+        at = next(i for i, term in enumerate(terms) if term is start)
+        return start, [(term, self._dependent(term, start)) for i, term in enumerate(terms) if i != at]
 
     def _joins_on(self, node: Node) -> bool:
         """True where the sum is only read by another sum of the same shape, of which it is a part."""
@@ -307,11 +311,20 @@ def _before_glue(start: Value, ends: dict[Value, list[Unit]]) -> Value:
     return value
 
 
+def _begins(unit: Unit, previous: Unit) -> bool:
+    """True for a unit that begins a block; attention to an encoder's tokens behind self-attention does not."""
+    node = unit.attention
+    if node is None:
+        return False
+    keys = node.inputs[1]
+    return previous.kind == "mlp" or (keys is not None and keys.producer in unit.nodes)
+
+
 def _grouped(units: Sequence[Unit]) -> Iterator[Block]:
-    """A block ends before an attention unit that follows an MLP of another sum."""
+    """A block ends before attention of another sum that follows an MLP, or that is over the stream itself."""
     current: list[Unit] = []
     for unit in units:
-        if current and current[-1].kind == "mlp" and unit.kind == "attention" and unit.total is not current[-1].total:
+        if current and unit.total is not current[-1].total and _begins(unit, current[-1]):
             yield Block(tuple(current))
             current = []
         current.append(unit)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from irx.analysis.blocks import Block, Kind, Unit
-from irx.ir.graph import Builder, Graph, Value
+from irx.ir.graph import Builder, Graph, Node, Value
 from irx.rewrite.cleanup import erase_unused
 
 
@@ -38,16 +38,15 @@ class Removal:
 
     def leave_out(self, units: Sequence[Unit], block: Block) -> None:
         """Take these units of the block out; what only they needed is erased."""
+        sums = [value.producer for unit in units for value in (unit.total, unit.end)]
         for total in dict.fromkeys(unit.total for unit in units):
             going = [unit for unit in units if unit.total is total]
             if _whole(units, block, total):
                 self._replace(going[0].end, self.now(going[0].start))
             else:
-                for term in _terms(going):
-                    self._without(term, total)
-        ends = [value.producer for unit in units for value in (unit.total, unit.end)]
+                sums += [self._without(term, total) for term in _terms(going)]
         inner = [node for unit in units for node in unit.nodes]
-        erase_unused(self.graph, [node for node in (*inner, *ends) if node is not None])
+        erase_unused(self.graph, [node for node in (*inner, *sums) if node is not None])
 
     def now(self, value: Value) -> Value:
         """What stands for a value of the graph as it was."""
@@ -70,13 +69,14 @@ class Removal:
         self.graph.replace(old, new)
         self._moved[old] = new
 
-    def _without(self, term: Value, total: Value) -> None:
-        """Let the addition that takes the term give its other operand."""
+    def _without(self, term: Value, total: Value) -> Node | None:
+        """Let who reads the addition that takes the term read its other operand; returns the addition."""
         for node in self.graph.users(term):
-            others = [value for value in node.inputs if value is not term]
-            if node.op.name == "add" and len(others) == 1 and node.output.type == total.type and others[0] is not None:
+            others = [value for value in node.inputs if value is not None and value is not term]
+            if node.op.name == "add" and len(others) == 1 and node.output.type == total.type:
                 self._replace(node.output, others[0])
-                return
+                return node
+        return None
 
 
 def _whole(units: Sequence[Unit], block: Block, total: Value) -> bool:
