@@ -28,6 +28,11 @@ class Moments:
         self.gram = np.zeros((self.inputs, self.inputs))
         self.cross = np.zeros((self.inputs, self.outputs))
 
+    @staticmethod
+    def of(x: Array, wanted: Array) -> Moments:
+        """The empty sums for rows like these."""
+        return Moments(x.shape[-1], wanted.shape[-1])
+
     def add(self, x: Array, wanted: Array) -> None:
         """Count rows in: x [n, K], wanted [n, N]."""
         self.gram += x.T @ x

@@ -159,19 +159,19 @@ class _Fit:
 
     @staticmethod
     def of(batches: Iterator[tuple[Array, Array]]) -> _Fit:
-        seen, held = [], []
+        seen: Moments | None = None
         for x, wanted in batches:
+            if seen is None:
+                seen, held, rows = Moments.of(x, wanted), Moments.of(x, wanted), 0
             first = len(x) - len(x) // _HELD_BACK
-            if not seen:
-                seen, held = ([Moments(x.shape[1], wanted.shape[1])] for _ in range(2))
-                rows = 0
-            seen[0].add(x[:first], wanted[:first])
-            held[0].add(x[first:], wanted[first:])
+            seen.add(x[:first], wanted[:first])
+            held.add(x[first:], wanted[first:])
             rows += len(x) - first
-        errors = {ridge: held[0].left(seen[0].solution(ridge)) for ridge in RIDGES}
+        assert seen is not None, "there are no data"
+        errors = {ridge: held.left(seen.solution(ridge)) for ridge in RIDGES}
         best = min(errors, key=errors.__getitem__)
-        change = (seen[0] + held[0]).solution(best)
-        return _Fit(change, (held[0].square / rows) ** 0.5, (errors[best] / rows) ** 0.5)
+        change = (seen + held).solution(best)
+        return _Fit(change, (held.square / rows) ** 0.5, (errors[best] / rows) ** 0.5)
 
 
 def _last_linear(term: Value) -> Projection | None:
