@@ -44,6 +44,33 @@ class TopkTokens(OpDef):
         return scores.elements
 
 
+class PoolScores(OpDef):
+    """Scores [B, T] of tokens, each with its neighbours': the mean or the maximum of `width` scores around it.
+
+    `width` is odd. Behind both ends there are zeros, which count as scores do.
+    """
+
+    name = "pool_scores"
+
+    @staticmethod
+    def infer(scores: TensorType, *, width: int, how: str = "avg") -> TensorType:
+        need_float(scores, "scores")
+        need_rank(scores, 2, "scores")
+        need(width > 0 and width % 2 == 1, f"width must be odd and positive, not {width}")
+        need(how in ("avg", "max"), f"how must be avg or max, not {how!r}")
+        return scores
+
+    @staticmethod
+    def reference(scores: Array, *, width: int, how: str = "avg") -> Array:
+        padded = np.pad(scores, ((0, 0), (width // 2, width // 2)))
+        around = np.lib.stride_tricks.sliding_window_view(padded, width, axis=1)
+        return np.asarray(around.mean(2) if how == "avg" else around.max(2)).astype(scores.dtype)
+
+    @staticmethod
+    def flops(scores: TensorType, *, width: int, how: str = "avg") -> Dim:
+        return width * scores.elements
+
+
 def _check_index(x: TensorType, index: TensorType) -> None:
     need(x.rank >= 2, f"x needs batch and token axes, not {x}")
     need_integer(index, "index")
@@ -100,8 +127,8 @@ class MergeTokens(OpDef):
     """Size-weighted means of merged tokens: x [B, S, D], sizes [B, S] give ([B, S - N, D], [B, S - N]).
 
     Token index_from[b, n] goes into token index_to[b, n] (both i64[B, N]; no token occurs in both). The tokens that
-    stay keep their order; their sizes add up. A token of size 0, which is padding, weighs nothing: it takes over what is
-    merged into it, and among themselves such tokens stay as they are. (Bolya et al. 2022, arXiv:2210.09461.)
+    stay keep their order; their sizes add up. A token of size 0, which is padding, weighs nothing: it takes over what
+    is merged into it, and among themselves such tokens stay as they are. (Bolya et al. 2022, arXiv:2210.09461.)
     """
 
     name = "merge_tokens"
@@ -140,8 +167,9 @@ class MatchTokens(OpDef):
 
     Odd tokens may go, each into the even one whose key is most like its own by the cosine over all heads; the first
     `first` tokens take no part. Those N = `count` go for which likeness - alpha * received is largest, where `received`
-    f32[B, S] is the attention that a token gets. Tokens of size 0, which is padding, go first, and nothing is merged
-    into one while another is left. `slots` is where every token is found after `merge_tokens`. Ties go to lower indices.
+    f32[B, S] is the attention that a token gets. Tokens of size 0, which is padding, go first, and nothing is
+    merged into one while another is left. `slots` is where a token is found after `merge_tokens`. Ties go to the lower
+    index.
     (Pairs: Bolya et al. 2022, arXiv:2210.09461; the score: Ju et al. 2023, Turbo, arXiv:2312.07408.)
     """
 

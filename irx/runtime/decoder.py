@@ -35,9 +35,12 @@ class Decoder:
     lock: RLock = field(default_factory=RLock)
 
     def states(self, batch: int) -> dict[str, KVState]:
-        """Empty KV states by name."""
+        """Empty KV states by name. Those that get some tokens of a prompt only say which position each slot holds."""
         found = {v.name: v.type for v in self.prefill.inputs if isinstance(v.type, KVType)}
-        return {name: empty_state(kind, batch, self.device) for name, kind in found.items()}
+        states = {name: empty_state(kind, batch, self.device) for name, kind in found.items()}
+        for name in self.meta.get("partial", ()):
+            states[name].positions = states[name].slot_positions()
+        return states
 
     @cached_property
     def ids(self) -> Value:

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 from irx.analysis.blocks import Unit, find_blocks
@@ -208,7 +209,7 @@ def _chain(graph: Graph) -> list[Unit]:
     if not units:
         node, reason = next(iter(found.reasons), (None, "no blocks are recognised"))
         raise NotShortened(reason, node.loc if node is not None else Loc())
-    for before, unit in zip(units, units[1:], strict=False):
+    for before, unit in pairwise(units):
         if unit.start is not before.end and unit.end is not before.end:
             raise NotShortened("the blocks are no single chain", _producer(unit.end).loc)
     return units

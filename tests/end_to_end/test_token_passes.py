@@ -9,7 +9,7 @@ import torch
 
 import irx
 from tests.end_to_end.test_minilm import embeddings, folder
-from tests.end_to_end.test_minilm import model as model  # noqa: PLC0414  the fixture
+from tests.end_to_end.test_minilm import model as model
 
 TEXT = (
     "The old lighthouse keeper climbed the stairs every evening before dusk to light the lamp, as his father and his "

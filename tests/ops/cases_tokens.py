@@ -19,6 +19,13 @@ def _topk(scores: torch.Tensor, keep: int, first: int = 0, last: int = 1) -> tor
     return ranked.sort(dim=1, descending=True, stable=True).indices[:, :keep].sort(dim=1).values
 
 
+def _pool(scores: torch.Tensor, width: int, how: str = "avg") -> torch.Tensor:
+    if how == "avg":
+        return torch.nn.functional.avg_pool1d(scores.float()[:, None], width, 1, width // 2)[:, 0].to(scores.dtype)
+    padded = torch.nn.functional.pad(scores.float(), (width // 2, width // 2))
+    return torch.nn.functional.max_pool1d(padded[:, None], width, 1)[:, 0].to(scores.dtype)
+
+
 def _gather(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return torch.stack([row[chosen] for row, chosen in zip(x, index, strict=True)])
 
@@ -90,6 +97,8 @@ def _cases() -> list[Case]:
         Case("topk_tokens", (Floats((2, 11)),), {"keep": 5}, _topk),
         Case("topk_tokens", (Floats((2, 11)),), {"keep": 5, "first": 2, "last": 2}, _topk, label="protected"),
         Case("topk_tokens", (equal,), {"keep": 3, "last": 0}, _topk, label="ties"),
+        Case("pool_scores", (Floats((2, 11)),), {"width": 5}, _pool),
+        Case("pool_scores", (Floats((2, 11)),), {"width": 3, "how": "max"}, _pool, label="max"),
         Case("gather_tokens", (X, INDEX), torch=_gather),
         Case("gather_tokens", (Ints((2, 7), 0, 99), INDEX), torch=_gather, dtypes=one, label="positions"),
         Case("scatter_tokens", (X, INDEX, Floats((2, 3, 5))), torch=_scatter),

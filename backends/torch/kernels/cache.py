@@ -37,7 +37,10 @@ def _step(kv: KVState, pos: Tensor) -> Step | None:
 def _append_anywhere(kv: KVState, k: Tensor, v: Tensor, pos: Tensor) -> KVState:
     """Into the slot that holds the position, else the slot of that number if it is empty, else the first empty one."""
     kv.positions = kv.slot_positions()
+    newest = kv.positions.amax((1, 2)) if kv.capacity else pos.new_full((len(pos),), -1)
     kv.lengths = tuple(max(n, int(row.max()) + 1) for n, row in zip(kv.lengths, pos, strict=True))
+    if pos.shape[1] > 1 and bool((torch.where(pos < 0, newest[:, None] + 1, pos) > newest[:, None]).all()):
+        return _append_behind(kv, k, v, pos)
     for s in range(pos.shape[1]):
         if not bool(((kv.positions < 0).sum(2) > 0).all()) or kv.capacity == 0:
             kv.reserve(bucket(kv.capacity + 1, _UNLIMITED), _UNLIMITED)
@@ -48,6 +51,25 @@ def _append_anywhere(kv: KVState, k: Tensor, v: Tensor, pos: Tensor) -> KVState:
         kv.keys.put(b, g, at, k[b, g, s])
         kv.values.put(b, g, at, v[b, g, s])
         kv.positions[b, g, at] = pos[b, s].to(kv.positions.dtype)
+    return kv
+
+
+def _append_behind(kv: KVState, k: Tensor, v: Tensor, pos: Tensor) -> KVState:
+    """Many tokens that are all newer than those held, at once: into the slots behind the last one in use of any row.
+
+    Padding goes to a slot behind all of them, which is left empty.
+    """
+    assert kv.positions is not None, "states that may have holes know their positions"
+    used = (kv.positions >= 0).any(1).any(0).nonzero()
+    first = int(used[-1]) + 1 if len(used) else 0
+    counted = (pos >= 0).cumsum(1) - 1
+    spare = first + int(counted.max()) + 1
+    kv.reserve(spare + 1, _UNLIMITED)
+    slots = torch.where(pos < 0, spare, first + counted)
+    rows = torch.arange(len(pos), device=pos.device)[:, None]
+    kv.keys.scatter(rows, slots, k)
+    kv.values.scatter(rows, slots, v)
+    kv.positions.transpose(1, 2)[rows, slots] = pos[..., None].expand(-1, -1, kv.positions.shape[1]).to(torch.long)
     return kv
 
 

@@ -13,6 +13,12 @@ def topk_tokens(scores: Tensor, *, keep: int, first: int = 0, last: int = 1) -> 
     return torch.sort(ranked, dim=1, descending=True, stable=True).indices[:, :keep].sort(1).values
 
 
+def pool_scores(scores: Tensor, *, width: int, how: str = "avg") -> Tensor:
+    padded = torch.nn.functional.pad(scores, (width // 2, width // 2))
+    around = padded.unfold(1, width, 1)
+    return around.mean(2) if how == "avg" else around.amax(2)
+
+
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
     return x[_rows(x), index]
 

@@ -23,7 +23,7 @@ from tests.ops.cases import Case, all_cases
 
 NOT_GENERATED = {
     *("attention", "attention_lse", "attention_stats", "merge_attention", "rope", "linear", "matmul", "moe", "sample"),
-    *("conv1d", "conv2d", "scatter", "scatter_tokens", "merge_tokens", "topk_tokens", "match_tokens"),
+    *("conv1d", "conv2d", "scatter", "scatter_tokens", "merge_tokens", "topk_tokens", "match_tokens", "pool_scores"),
     *("quantize", "round_activations"),
     *("kv_append", "kv_attention", "kv_evict", "kv_gather", "torch.call", "fusion"),
 }
