@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from irx.analysis.calibration import Calibration, Inputs
@@ -43,7 +44,7 @@ from irx.runtime.kernel import GraphKernel
 from irx.runtime.snapshot import declared, stored_weights, tensor_of
 from irx.runtime.spill import settled
 from irx.runtime.store import WeightStore
-from irx.target import Device, Target, find_device
+from irx.target import Device, Target
 from irx.tuning import EFFORTS
 from irx.tuning import tune as search_schedules
 
@@ -269,25 +270,47 @@ def _latency(program: Program, goal: Target) -> Latency | str:
 
 def _judge(program: Program, goal: Target, budget: Budget | None, data: Data) -> Quality:
     """What measures lossy passes on the held-out data. Raises BudgetError for a limit that they cannot measure."""
-    judge = HeldOut(program, data, partial(_runner, goal=goal))
+    judge = HeldOut(program, data, partial(_runner, goal=goal), partial(_sessions, goal=goal))
     if budget is not None:
         budget.require(judge.names)
 
-    def figures(changed: Program) -> dict[str, float]:
+    def figures(changed: Program, decoding: bool) -> dict[str, float]:
         own = budget.metric if budget is not None else None
-        return judge.figures(changed) | ({metric_name(own): judge.own(own, changed)} if own is not None else {})
+        return judge.figures(changed, decoding) | (
+            {metric_name(own): judge.own(own, changed)} if own is not None else {}
+        )
 
     return Quality(figures, budget)
 
 
 def _runner(program: Program, goal: Target) -> Callable[[Inputs], list[Array]]:
-    """A function that runs a program of one graph with torch: on the target where that is here, else on the CPU."""
-    here = goal.device if goal.device.kind != "cuda" or torch.cuda.is_available() else find_device("cpu-generic")
+    """A function that runs a program of one graph with torch."""
+    here = _here(goal).device
     backend, (graph,) = find_backend("torch"), program.graphs.values()
     kernel = backend.load(backend.build(program, graph, here), here)
     weights, place = settled(program.weights, program.used_weights()), torch.device(here.kind)
     kernel.bind(WeightStore(partial(tensor_of, weights), place))
     return lambda inputs: run_graph(kernel, inputs, place)
+
+
+def _sessions(program: Program, goal: Target) -> Callable[[int], Callable[[Array], torch.Tensor]]:
+    """What opens sessions of some rows with a program that has a cache, run with torch."""
+    here, backend = _here(goal), find_backend("torch")
+    blobs = {name: backend.build(program, graph, here.device) for name, graph in program.graphs.items()}
+    parts = dict.fromkeys(program.graphs, backend)
+    made = assemble(program, parts, blobs, here, Ledger(), Source(program))
+
+    def begin(rows: int) -> Callable[[Array], torch.Tensor]:
+        session = made.session(rows)
+        return lambda ids: session.append(torch.from_numpy(np.ascontiguousarray(ids)).to(here.device.kind))
+
+    return begin
+
+
+def _here(goal: Target) -> Target:
+    """Where torch runs programs while compiling: on the target where that is here, else on the CPU."""
+    here = goal.device.kind != "cuda" or torch.cuda.is_available()
+    return goal if here else Target.parse("torch:cpu-generic", known_backends())
 
 
 def _code_folders() -> list[Path]:

@@ -6,6 +6,9 @@
 Language models are judged under teacher forcing: at every position of a window both programs see the same true tokens,
 and their distributions of the next one are compared. Other models are judged by the cosine between their outputs. Data
 are streamed; of the original, log-probabilities are kept in float16 up to a limit and computed again beyond it.
+
+What a pass changes in decoding alone is measured there: the first half of a window is a prompt, the second is fed token
+by token, and its predictions are compared with those of the original's `forward`.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -21,10 +25,13 @@ from torch import Tensor
 
 from irx.analysis.calibration import FORWARD, Inputs, Prepare, exposing
 from irx.analysis.data import Data
+from irx.errors import BudgetError
 from irx.ir.opdef import Array
 from irx.ir.program import Program
 
 ROWS = 256  # positions whose distributions are compared at once: 50 MB of 50,000 float32 logits
+Session: TypeAlias = Callable[[Array], Tensor]
+"""Appends ids [B, S] to a conversation; logits [B, 1, V] of the last."""
 KEPT_BYTES = 2 << 30  # of the original's log-probabilities
 
 
@@ -83,22 +90,29 @@ class Predictions:
 
 @dataclass
 class HeldOut:
-    """Compares programs with the original on the held-out part of a user's data; `prepare` makes programs runnable."""
+    """Compares programs with the original on the held-out part of a user's data.
+
+    `prepare` makes programs of one graph runnable; `converse` opens sessions of some rows with one that has a cache.
+    """
 
     original: Program
     data: Data
     prepare: Prepare
-    kept: dict[int, list[Any]] = field(default_factory=dict, init=False)  # by batch
+    converse: Callable[[Program], Callable[[int], Session]] | None = None
+    kept: dict[tuple[bool, int], list[Any]] = field(default_factory=dict, init=False)  # by decoding and batch
 
     @property
     def names(self) -> tuple[str, ...]:
         """The figures that this model and these data give, those of texts alone not counted."""
         return tuple(NextTokens().figures()) if self.data.causal else ("cosine",)
 
-    def figures(self, program: Program) -> dict[str, float]:
-        """All figures of a program beside the original: those of next tokens, or the mean cosine of outputs."""
+    def figures(self, program: Program, decoding: bool = False) -> dict[str, float]:
+        """All figures of a program beside the original: those of next tokens, or the mean cosine of outputs.
+
+        With `decoding` the program predicts token by token behind a prompt, as its graphs with a cache do.
+        """
         with torch.no_grad():
-            return self._next_tokens(program) if self.data.causal else self._cosine(program)
+            return self._next_tokens(program, decoding) if self.data.causal else self._cosine(program)
 
     def own(self, metric: Callable[[Callable[..., Mapping[str, Tensor]]], float], program: Program) -> float:
         """The user's measure of a program, which is called with inputs by name and returns tensors by name."""
@@ -111,34 +125,32 @@ class HeldOut:
 
         return float(metric(model))
 
-    def _next_tokens(self, program: Program) -> dict[str, float]:
-        sums = NextTokens()
-        for old, new in self._pairs(program, self._predictions):
+    def _next_tokens(self, program: Program, decoding: bool) -> dict[str, float]:
+        sums, new_logits = NextTokens(), self._decoder(program) if decoding else self._runner(program)
+        for old, new in self._pairs(new_logits, partial(self._predictions, decoding=decoding), decoding):
             for before, after in zip(old, new, strict=True):
                 before.compare(after, sums)
         return sums.figures(self.data.bytes_per_token)
 
     def _cosine(self, program: Program) -> dict[str, float]:
         total, rows = 0.0, 0
-        for (old,), (new,) in self._pairs(program, self._embeddings):
+        for (old,), (new,) in self._pairs(self._runner(program), self._embeddings):
             found = torch.nn.functional.cosine_similarity(old, new, dim=-1)
             total, rows = total + float(found.sum()), rows + found.numel()
         return {"cosine": min(total / max(rows, 1), 1.0)}
 
     def _pairs(
-        self, program: Program, read: Callable[[Inputs, Array], Iterator[Any]]
+        self, new: Callable[[Inputs], Array], read: Callable[[Inputs, Array], Iterator[Any]], decoding: bool = False
     ) -> Iterator[tuple[Sequence[Any], Iterator[Any]]]:
         """What the original and the program give for every batch; the original runs only where nothing was kept."""
-        new = self._runner(program)
-        complete = len(self.kept) == len(self.data.held_out)
-        old = None if complete else self._runner(self.original)
+        old: Callable[[Inputs], Array] | None = None
         for i, batch in enumerate(self.data.held_out):
-            found = self.kept.get(i)
+            found = self.kept.get((decoding, i))
             if found is None:
-                assert old is not None
+                old = old or self._runner(self.original)
                 found = list(read(batch, old(batch)))
                 if self._kept_bytes() < KEPT_BYTES:
-                    self.kept[i] = found
+                    self.kept[decoding, i] = found
             yield found, read(batch, new(batch))
 
     def _runner(self, program: Program) -> Callable[[Inputs], Array]:
@@ -146,16 +158,33 @@ class HeldOut:
         run = self.prepare(exposing(program, program.graphs[FORWARD].outputs[:1]))
         return lambda batch: run(batch)[0]
 
+    def _decoder(self, program: Program) -> Callable[[Inputs], Array]:
+        """A function from inputs to the logits of the last token of the prompt and of all behind it."""
+        if self.converse is None or any(len(batch) > 1 for batch in self.data.held_out):
+            what = "what is changed in decoding alone is measured on ids or texts of a model with a cache"
+            raise BudgetError(what, fix="leave the pass out, or give data= as ids or texts")
+        begin, name = self.converse(program), str(self.data.ids)
+
+        def run(batch: Inputs) -> Array:
+            ids = np.asarray(batch[name])
+            append, prompt = begin(len(ids)), _prompt(ids)
+            pieces = [ids[:, :prompt], *np.split(ids[:, prompt:], ids.shape[1] - prompt, axis=1)]
+            return np.concatenate([append(piece).float().cpu().numpy() for piece in pieces], axis=1)
+
+        return run
+
     def _kept_bytes(self) -> int:
         tensors = [item.rounded if isinstance(item, Predictions) else item for f in self.kept.values() for item in f]
         return sum(tensor.nbytes for tensor in tensors)
 
-    def _predictions(self, batch: Inputs, logits: Array) -> Iterator[Predictions]:
-        """Predictions of all true tokens but the first of each row, a few positions at a time."""
+    def _predictions(self, batch: Inputs, logits: Array, decoding: bool) -> Iterator[Predictions]:
+        """Predictions of all true tokens but the first of each row, or of those behind the prompt, a few at a time."""
         assert self.data.ids is not None
         ids = torch.from_numpy(np.asarray(batch[self.data.ids], np.int64))
-        wanted = self._mask(batch, ids.shape)[:, 1:].bool()
-        targets, scores = ids[:, 1:][wanted], _tensor(logits)[:, :-1][wanted]
+        first = _prompt(ids) if decoding else 1
+        wanted = self._mask(batch, ids.shape)[:, first:].bool()
+        scores = _tensor(logits)[:, first - 1 - ids.shape[1] :]  # what decodes gives no more than these
+        targets, scores = ids[:, first:][wanted], scores[:, :-1][wanted]
         for start in range(0, len(targets), ROWS):
             yield Predictions.of(scores[start : start + ROWS], targets[start : start + ROWS])
 
@@ -174,6 +203,11 @@ class HeldOut:
         if given is None or np.shape(given) != tuple(shape):
             return torch.ones(tuple(shape))
         return _tensor(given)
+
+
+def _prompt(ids: Any) -> int:
+    """How many tokens of every window [B, S] are a prompt where decoding is measured."""
+    return int(ids.shape[1]) // 2
 
 
 def _tensor(array: Array) -> Tensor:

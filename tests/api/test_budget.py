@@ -10,6 +10,7 @@ import torch
 
 import irx
 from irx.errors import BadData, BudgetError, CalibrationNeeded, TokenizerNeeded
+from irx.ir.program import Program
 from irx.ledger import DROPPED, KEPT, Row
 from irx.pipeline.base import Context, Effect, Pass, Report, Site, Stage
 from irx.pipeline.index import PassIndex
@@ -155,25 +156,55 @@ class Watch(Pass):
     effect = Effect.LOSSY
     seen: list[np.ndarray[Any, Any]] = []  # noqa: RUF012
 
-    def run(self, program: Any, ctx: Context) -> Report:
+    def run(self, program: Program, ctx: Context) -> Report:
         graph = program.graphs["forward"]
         for (output,) in ctx.calibrated("watch").values(program, [graph.outputs[0]]):
             self.seen.append(output)
-        return Report([Site("forward", graph.outputs[0].producer.loc, "watched")])
+        return Report([Site("forward", next(graph.nodes).loc, "watched")])
+
+
+class Flatten(Pass):
+    """Makes the distributions of decoding flatter, and only those."""
+
+    name = "flatten"
+    stage = Stage.CACHE
+    effect = Effect.LOSSY
+
+    def run(self, program: Program, ctx: Context) -> Report:
+        graph = program.graphs["decode"]
+        node = graph.add("mul", [graph.outputs[0], 0.5])
+        graph.outputs[0] = node.output
+        return Report([Site("decode", node.loc, "flatter")])
 
 
 @pytest.fixture
-def watched(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray[Any, Any]]:
-    """What the pass has seen; besides it only the passes that every program needs are known."""
+def toys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Besides the passes of this file only those that every program needs are known."""
     needed = [irx.passes().load(name) for name in irx.passes() if name in PRESETS["none"]]
-    monkeypatch.setattr("irx.api.passes", lambda: PassIndex.of(*needed, Watch))
+    monkeypatch.setattr("irx.api.passes", lambda: PassIndex.of(*needed, Watch, Flatten))
     Watch.seen.clear()
-    return Watch.seen
 
 
-def test_passes_see_the_calibration_part(model: Any, watched: list[np.ndarray[Any, Any]]) -> None:
+def test_what_only_decoding_shows_is_measured_in_decoding(model: Any, toys: None) -> None:
+    """The first half of a window is the prompt, the other is fed token by token."""
+    ids = IDS[0][None, :256]
+    compiled = irx.compile(model, target="torch", pipeline="none | flatten", data=IDS)
+    row = rows(compiled)["flatten"]
+    session = compiled.session()
+    steps = [session.append(piece) for piece in (ids[:, :128], *ids[:, 128:255].split(1, dim=1))]
+    with torch.no_grad():
+        p, q = model(ids).logits[:, 127:255].log_softmax(-1), torch.cat(steps, dim=1).log_softmax(-1)
+        assert divergence(model, compiled, ids) < 1e-6, "forward does not show it"
+    assert row.spent == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-2)
+    assert row.spent > 0.01
+    budget = irx.Budget(kl=row.spent / 2)
+    dropped = irx.compile(model, target="torch", pipeline="none | flatten", data=IDS, budget=budget)
+    assert rows(dropped)["flatten"].decision == DROPPED
+
+
+def test_passes_see_the_calibration_part(model: Any, toys: None) -> None:
     irx.compile(model, target="torch", pipeline="none | watch", data=IDS)
-    (seen,) = watched
+    (seen,) = Watch.seen
     with torch.no_grad():
         expected = model(IDS[0][None, 256:]).logits
     assert torch.allclose(torch.from_numpy(seen), expected, atol=1e-4)

@@ -49,9 +49,11 @@ class Sum:
 
     def __init__(self, scale: float = 1.0) -> None:
         self.asked, self.scale = 0, scale
+        self.decoding: list[bool] = []
 
-    def __call__(self, program: Program) -> Mapping[str, float]:
+    def __call__(self, program: Program, decoding: bool) -> Mapping[str, float]:
         self.asked += 1
+        self.decoding.append(decoding)
         literals = [v for node in program.graphs["forward"].nodes for v in node.inputs if node.op.name == "add"]
         total = sum(float(v.value) for v in literals if hasattr(v, "value")) - 1.0  # the toy adds 1 itself
         return {"kl": total * self.scale, "top1": 1 - total}
@@ -118,6 +120,26 @@ def test_a_loss_that_is_no_number_is_over_every_budget() -> None:
     assert "kl nan of 1" in ledger.rows[0].reason
     assert ledger.rows[0].spent is None
     assert Ledger.from_json(ledger.to_json()) == ledger
+
+
+@dataclass(frozen=True)
+class Elsewhere(Shift):
+    """Says that what it changed is in another graph."""
+
+    name = "elsewhere"
+
+    def run(self, program: Program, ctx: Context) -> Report:
+        (site,) = super().run(program, ctx).sites
+        return Report([Site("decode", site.loc, site.what)])
+
+
+def test_what_forward_does_not_show_is_measured_in_decoding() -> None:
+    measure = Sum()
+    run(Shift(by=0.01), Elsewhere(by=0.2), Shift(by=0.01), budget=Budget(kl=0.1), measure=measure)
+    assert measure.decoding == [False, True, False], "what was dropped does not count"
+    measure = Sum()
+    run(Shift(by=0.01), Elsewhere(by=0.02), Shift(by=0.01), budget=Budget(kl=0.1), measure=measure)
+    assert measure.decoding == [False, True, True], "from then on, as the whole program is measured"
 
 
 def test_only_lossy_passes_that_did_something_are_measured() -> None:

@@ -2,6 +2,7 @@
 
 After a lossy pass that changed something, the whole program so far is measured beside the captured one. Its row gets
 the loss that is nearest to its limit as `spent`, with what is left, and all figures; without a budget, the first loss.
+From a pass that changes graphs with a cache and not `forward` on, decoding is measured, which alone shows what it did.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
+from irx.analysis.calibration import FORWARD
 from irx.budget import Budget, Limit, loss
 from irx.ir.program import Program
 from irx.ledger import KEPT, Ledger, Row
@@ -19,6 +21,8 @@ from irx.pipeline.instruments.base import Dropped, Instrument
 
 Figures: TypeAlias = Mapping[str, float]
 """Quality by name, as `Budget` and the ledger spell it."""
+Measure: TypeAlias = Callable[[Program, bool], Figures]
+"""Compares a program with the captured one: by what `forward` computes, or by what decoding does."""
 
 
 @dataclass(frozen=True)
@@ -38,30 +42,34 @@ class _Spent:
 
 @dataclass
 class Quality(Instrument):
-    """Measures with `measure`, which compares a program with the captured one; without a budget nothing is dropped."""
+    """Measures with `measure`; without a budget nothing is dropped."""
 
-    measure: Callable[[Program], Figures]
+    measure: Measure
     budget: Budget | None = None
     history: list[Pass] = field(default_factory=list, init=False)
+    decoding: bool = field(default=False, init=False)  # a pass that was kept shows in decoding alone
     known: dict[tuple[int, ...], _Spent] = field(default_factory=dict, init=False)  # by the passes so far
     found: dict[int, _Spent] = field(default_factory=dict, init=False)  # by id: equal passes may stand twice
 
     def begin(self, program: Program, ctx: Context) -> None:
         """Start anew; what was measured after the same passes is not measured again."""
         self.history.clear()
+        self.decoding = False
         self.found.clear()
 
     def after(self, one: Pass, program: Program, report: Report) -> None:
         """Measure a lossy pass. Raises Dropped where it leads over the budget."""
         if one.effect is Effect.LOSSY and report.sites:
             key = (*map(id, self.history), id(one))
+            decoding = self.decoding or all(site.graph != FORWARD for site in report.sites)
             if key not in self.known:
-                self.known[key] = self._spent(program)
+                self.known[key] = self._spent(program, decoding)
             spent = self.found[id(one)] = self.known[key]
             if spent.limit.exceeded(spent.loss):
                 raise Dropped(_reason(spent))
             if self.budget is not None and self.budget.exact:
                 raise Dropped("the budget allows nothing that changes the function")
+            self.decoding = decoding
         self.history.append(one)
 
     def refused(self, one: Pass, program: Program, reason: str) -> None:
@@ -82,8 +90,8 @@ class Quality(Instrument):
             ledger.notes.append("nothing of the budget is spent: the pipeline names no lossy pass")
         self.known.clear()
 
-    def _spent(self, program: Program) -> _Spent:
-        figures = self.measure(program)
+    def _spent(self, program: Program, decoding: bool) -> _Spent:
+        figures = self.measure(program, decoding)
         limits = self.budget.limits() if self.budget is not None else (loss(next(iter(figures))),)
         found = [_Spent(limit, limit.spent(figures), figures) for limit in limits]
         return max(found, key=lambda spent: (spent.limit.exceeded(spent.loss), spent.share))
