@@ -22,7 +22,7 @@ After, with keep=0.2, where S' is max(ceil(S / 5), min(S, R + 7)):
       ...
       %t = irx.gather_tokens(%y, %rows2) : f32[B, R, 576]
 
-The rows that logits are wanted of always stay, so a call that wants them all prunes nothing. Positions travel with their
+The rows that logits are wanted of always stay, so a call that wants them all prunes nothing. Positions travel with the
 tokens: angles, and what sees what, are as before. The caches of later layers hold fewer tokens; `decode` and `forward`
 stay as they are. So `forward` does not tell what pruning costs: that shows in what is decoded after a long prompt.
 """

@@ -37,9 +37,9 @@ def _step(kv: KVState, pos: Tensor) -> Step | None:
 def _append_anywhere(kv: KVState, k: Tensor, v: Tensor, pos: Tensor) -> KVState:
     """Into the slot that holds the position, else the slot of that number if it is empty, else the first empty one."""
     kv.positions = kv.slot_positions()
-    newest = kv.positions.amax((1, 2)) if kv.capacity else pos.new_full((len(pos),), -1)
+    behind = kv.step is not None and pos.shape[1] > 1 and _newer(kv.positions, pos)
     kv.lengths = tuple(max(n, int(row.max()) + 1) for n, row in zip(kv.lengths, pos, strict=True))
-    if pos.shape[1] > 1 and bool((torch.where(pos < 0, newest[:, None] + 1, pos) > newest[:, None]).all()):
+    if behind:
         return _append_behind(kv, k, v, pos)
     for s in range(pos.shape[1]):
         if not bool(((kv.positions < 0).sum(2) > 0).all()) or kv.capacity == 0:
@@ -54,8 +54,14 @@ def _append_anywhere(kv: KVState, k: Tensor, v: Tensor, pos: Tensor) -> KVState:
     return kv
 
 
+def _newer(held: Tensor, pos: Tensor) -> bool:
+    """True where all tokens at `pos` come after those of their row that are held."""
+    newest = held.amax((1, 2))[:, None] if held.shape[2] else torch.full_like(pos[:, :1], -1)
+    return bool(((pos > newest) | (pos < 0)).all())
+
+
 def _append_behind(kv: KVState, k: Tensor, v: Tensor, pos: Tensor) -> KVState:
-    """Many tokens that are all newer than those held, at once: into the slots behind the last one in use of any row.
+    """Many tokens of a session that are newer than all held, at once: into slots behind the last one in use of any row.
 
     Padding goes to a slot behind all of them, which is left empty.
     """
