@@ -7,7 +7,7 @@ Before:
     %h = irx.swiglu(%gate, %up) : f32[B, S, 1536]
     %y = irx.linear(%h, $down) : f32[B, S, 576]
 
-After, with keep=0.75:
+After, with keep=0.75, refit=false:
 
     weight $down.channels : i64[1152]
     weight $gate.kept : f32[1152, 576] = irx.take($gate, $down.channels) {axis=0}
@@ -18,12 +18,14 @@ After, with keep=0.75:
     %h = irx.swiglu(%gate, %up) : f32[B, S, 1152]
     %y = irx.linear(%h, $down.kept) : f32[B, S, 576]
 
-All graphs get the same slices. Rows of packed matrices are taken as they are; columns are unpacked, taken, and packed
-again in the same format, which rounds them once more where channels change their neighbours.
+With `refit`, which is the default, $down.kept is fitted anew by least squares on the data, and stored. All graphs get
+the same slices. Rows of packed matrices are taken as they are; columns are unpacked, taken or fitted, and packed again
+in the same format, which rounds them once more.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,13 +38,14 @@ from irx.ir.graph import Builder, Value, Weight
 from irx.ir.opdef import Array
 from irx.ir.packing import is_writable
 from irx.ir.program import Program
-from irx.ir.types import is_packed
+from irx.ir.types import is_packed, numpy_dtype
 from irx.ir.weights import Weights
 from irx.ops.numerics import top_indices
 from irx.passes.fuse.projections import Projection
 from irx.passes.weights.feed_forward import Incoming, Network, Place, block_input, networks
 from irx.passes.weights.importance import angular_importance, channel_scores, keep_ratios, kept_counts, lost_share
 from irx.passes.weights.moments import channel_rms, floats
+from irx.passes.weights.refit import refitted, second_moments
 from irx.pipeline.base import Context, Effect, NearMiss, Pass, Report, Site, Stage
 from irx.rewrite.cleanup import erase_unused
 
@@ -52,12 +55,14 @@ class SliceFfn(Pass):
     """Keep the share `keep` of all channels of feed-forward networks, in multiples of `multiple`.
 
     `ratios` cfsp: networks of blocks that turn the residual stream more keep more; uniform: all keep the same share; or
-    a list of one share for every network in the order of the program, in place of `keep`.
+    a list of one share for every network in the order of the program, in place of `keep`. With `refit` the product
+    back is fitted anew by least squares, so that the channels that are left do what they can for those that are gone.
     """
 
     keep: float = 0.9
     multiple: int = 128
     ratios: Literal["cfsp", "uniform"] | tuple[float, ...] = "cfsp"
+    refit: bool = True
 
     name = "slice-ffn"
     stage = Stage.WEIGHTS
@@ -96,8 +101,14 @@ class _Slicing:
         if not cut:
             return
         rms = channel_rms(self._calibration, self.program, {one.down: self._inputs(one) for one, _ in cut})
-        for network, count in cut:
-            self._choose(network, count, rms[network.down])
+        chosen = [
+            (network, channels)
+            for network, count in cut
+            if (channels := self._chosen(network, count, rms[network.down])) is not None
+        ]
+        fitted = dict(self._fitted(chosen)) if self.options.refit else {}
+        for network, channels in chosen:
+            self._slice(network, channels, rms[network.down], fitted.get(network.down))
 
     @property
     def _calibration(self) -> Calibration:
@@ -144,22 +155,35 @@ class _Slicing:
         importances = angular_importance(self._calibration, self.program, pairs)
         return kept_counts(keep_ratios(importances, options.keep), widths, options.multiple)
 
-    def _choose(self, network: Network, count: int, rms: Array) -> None:
-        """Slice a network to its best channels, in their old order."""
+    def _chosen(self, network: Network, count: int, rms: Array) -> Array | None:
+        """The best channels of a network, in their old order; None where that cannot be known or is too much."""
         weights, place = self.program.weights, network.places[0]
         down = floats(weights, network.down)
         incoming = [_rows(weights, one, network.width) for one in place.incoming.values()]
         given = [matrix for matrix in incoming if matrix is not None]
         if down is None or len(given) < len(incoming):
             self.report.near_misses.append(NearMiss(place.graph.name, network.loc, "its weights have no arrays"))
-            return
+            return None
         if not self.ctx.fuel.take():
-            return
-        channels = np.sort(top_indices(channel_scores(rms, down, given), count))
-        sliced = _Sliced(weights, network.down, channels, network.width)
+            return None
+        return np.sort(top_indices(channel_scores(rms, down, given), count))
+
+    def _fitted(self, chosen: list[tuple[Network, Array]]) -> Iterator[tuple[Weight, Array]]:
+        """The new columns of every network's product back, for the channels that it keeps."""
+        wanted = {network.down: self._inputs(network) for network, _ in chosen}
+        channels = {network.down: kept for network, kept in chosen}
+        for down, moments in second_moments(self._calibration, self.program, wanted):
+            array = floats(self.program.weights, down)
+            if array is not None:
+                yield down, refitted(array, moments, channels[down]).astype(np.float32)
+
+    def _slice(self, network: Network, channels: Array, rms: Array, columns: Array | None) -> None:
+        down = floats(self.program.weights, network.down)
+        error = None if down is None else lost_share(rms, down, channels)
+        sliced = _Sliced(self.program.weights, network, channels, columns)
         for each in network.places:
             sliced.rewrite(each, self.options.name)
-        what, error = f"{count} of {network.width} channels", lost_share(rms, down, channels)
+        what = f"{len(channels)} of {network.width} channels"
         self.report.sites += [Site(each.graph.name, each.down.node.loc, what, error) for each in network.places]
 
 
@@ -171,10 +195,11 @@ def _rows(weights: Weights, one: Incoming, width: int) -> Array | None:
 class _Sliced:
     """The new weights of one network, made when a graph asks for them and shared by all."""
 
-    def __init__(self, weights: Weights, down: Weight, channels: Array, width: int) -> None:
+    def __init__(self, weights: Weights, network: Network, channels: Array, columns: Array | None) -> None:
         self.weights = weights
-        self.width = width
-        self.channels = weights.add_array(f"{down.name}.channels", channels)
+        self.width = network.width
+        self.channels = weights.add_array(f"{network.down.name}.channels", channels)
+        self.columns = columns
         self._made: dict[tuple[Weight, int], Weight] = {}
 
     def rewrite(self, place: Place, by: str) -> None:
@@ -210,13 +235,20 @@ class _Sliced:
 
     def _columns(self, weight: Weight) -> Weight:
         if (weight, -1) not in self._made:
-            form, name = weight.dtype, f"{weight.name}.kept"
-            source = self.weights.derive(f"{weight.name}.f32", "dequantize", [weight]) if is_packed(form) else weight
-            made = self.weights.derive(name, "take", [source, self.channels], axis=1)
+            form, made = weight.dtype, self._kept_columns(weight)
             if is_packed(form):
                 made = self.weights.derive(f"{weight.name}.kept.{form}", "quantize", [made], format=form)
             self._made[weight, -1] = made
         return self._made[weight, -1]
+
+    def _kept_columns(self, weight: Weight) -> Weight:
+        """The columns of the kept channels, as floats: taken from the weight, or fitted anew."""
+        packed = is_packed(weight.dtype)
+        if self.columns is not None:
+            columns = self.columns if packed else self.columns.astype(numpy_dtype(weight.dtype))
+            return self.weights.add_array(f"{weight.name}.kept", columns)
+        source = self.weights.derive(f"{weight.name}.f32", "dequantize", [weight]) if packed else weight
+        return self.weights.derive(f"{weight.name}.kept", "take", [source, self.channels], axis=1)
 
 
 def _linear(b: Builder, like: Projection, x: Value, weight: Weight, bias: Weight | None) -> Value:
