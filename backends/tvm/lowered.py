@@ -51,7 +51,7 @@ class PackedPart:
 
 @dataclass(frozen=True)
 class StatePart:
-    """An array of a KV state: `k` or `v`, or a further one that its layout has (`k_scale`, `v_scale`)."""
+    """An array of a KV state: `k` or `v`, or a further one that its storage has (`k_scale`, `v_zero`)."""
 
     state: Value
     part: str

@@ -101,7 +101,7 @@ def _reduction(node: Node, axis: int) -> Axes:
     return None if place in reduced else (place,)
 
 
-@_rule("rms_norm", "layer_norm", "linear", "round_activations")
+@_rule("rms_norm", "layer_norm", "linear", "round_activations", "round_tokens")
 def _last_axis_mixes(node: Node, axis: int) -> Axes:
     return None if axis == len(node.output.shape) - 1 else _others(node, axis)
 

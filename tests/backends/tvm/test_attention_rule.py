@@ -44,25 +44,12 @@ CHUNKS = [
         ({"storage": "i8", "dim": 18, "v_dim": 20}, I8),
         ({"storage": "f32, code=token8", "rotated": 8}, CODED),
         ({"storage": "f32, code=token4", "dim": 64, "rotated": 32, "norm": True}, CODED),
-        (
-            {"storage": "f32, code=token4", "heads": 6, "groups": 2, "dim": 18, "v_dim": 40, "extra": "table sinks"},
-            CODED,
-        ),
+        ({"storage": "f32, code=token4", "heads": 6, "dim": 18, "v_dim": 40, "extra": "table sinks"}, CODED),
         ({"dtype": "bf16", "storage": "bf16, code=token4", "dim": 80, "how": "scale=0.25, window=9"}, BF16),
     ],
     ids=[
-        "half",
-        "interleaved",
-        "capped",
-        "odd",
-        "many_heads",
-        "bf16",
-        "bf16_odd",
-        "i8",
-        "token8",
-        "token4",
-        "token4_odd",
-        "token4_bf16",
+        *("half", "interleaved", "capped", "odd", "many_heads", "bf16", "bf16_odd", "i8"),
+        *("token8", "token4", "token4_odd", "token4_bf16"),
     ],
 )
 def test_a_cache_call_after_call(how: dict[str, Any], tolerance: float) -> None:

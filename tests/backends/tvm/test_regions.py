@@ -24,7 +24,7 @@ from tests.ops.cases import Case, all_cases
 NOT_GENERATED = {
     *("attention", "attention_lse", "attention_stats", "merge_attention", "rope", "linear", "matmul", "moe", "sample"),
     *("conv1d", "conv2d", "scatter", "scatter_tokens", "merge_tokens", "topk_tokens", "match_tokens", "pool_scores"),
-    *("quantize", "round_activations"),
+    *("quantize", "round_activations", "round_tokens"),
     *("kv_append", "kv_attention", "kv_evict", "kv_gather", "torch.call", "fusion"),
 }
 TOGETHER = 12  # cases in one body: fewer kernels to compile
