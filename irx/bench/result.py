@@ -7,12 +7,14 @@ from typing import Any
 
 from irx.bench.timing import Spread, Timing
 
+LITTLE = ("s", "w")  # units of which little is wanted
 SLACK = 0.95  # how far below what is wanted the lower quartile may be
 
 
 @dataclass(frozen=True)
 class Result:
-    """A row: `figure` in `unit` (`x`: how many times faster, `%`: share of a limit, `s`: seconds) against `wanted`.
+    """A row: `figure` in `unit` (`x`: how many times faster, `%`: share of a limit, `s`: seconds, `w`:
+    times the bytes of the weights) against `wanted`.
 
     `verdict` is `holds`, `below`, `above` (of what should be little), `shown` (nothing was wanted), `absent` or `wrong`
     (another result, or a crash), the last two without figures and with the reason in `note`. `floor` is the seconds
@@ -75,7 +77,7 @@ def verdict(figure: Spread, wanted: float | None) -> str:
 
 
 def _wanted(value: float | None, unit: str) -> str:
-    return "" if value is None else f"{'<= ' if unit == 's' else ''}{_number(value, unit)}"
+    return "" if value is None else f"{'<= ' if unit in LITTLE else ''}{_number(value, unit)}"
 
 
 def _spread(figure: Spread, unit: str) -> str:
