@@ -1,6 +1,7 @@
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import irx
 from irx.analysis.random_weights import bind_random_weights
 from irx.cli import main
 from irx.ir.parser import parse
+from irx.ledger import DROPPED, KEPT, Ledger, Row, Summary
 from tests.cli.programs import NORM
 
 RENAMED = NORM.replace("%square", "%other").replace("net.py:12", "net.py:99")
@@ -62,6 +64,31 @@ def test_artifacts_and_their_ledgers(tmp_path: Path, files: dict[str, str], caps
     assert "operations differ" in printed
     assert "irx.rms_norm" in printed
     assert printed.endswith("ledger: raise-norm: absent -> kept, 1 site\n")
+
+
+def ledger(path: Path, *rows: Row, **quality: float) -> str:
+    path.write_text(Ledger(list(rows), summary=Summary(quality=quality)).to_json())
+    return str(path)
+
+
+def test_ledgers_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Costs and decisions count, gains where they differ by more than their noise."""
+    fuse = Row(0, "fuse", "fuse", "rounding", KEPT, matches=3, latency=-1e-5, noise=1e-6)
+    cast = Row(1, "cast", "weights", "lossy", KEPT, matches=2, metric="kl", spent=0.01, left=0.04)
+    first = ledger(tmp_path / "first.json", fuse, cast, kl=0.01)
+    noise = ledger(tmp_path / "noise.json", replace(fuse, latency=-1.1e-5, seconds=3.0), cast, kl=0.01)
+    faster = ledger(tmp_path / "faster.json", replace(fuse, latency=-2e-5), cast, kl=0.01)
+    dropped = ledger(tmp_path / "dropped.json", fuse, replace(cast, decision=DROPPED, spent=0.08))
+    assert main(["diff", first, noise]) == 0
+    assert capsys.readouterr().out == "The ledgers are equal.\n"
+    assert main(["diff", first, faster]) == 1
+    assert capsys.readouterr().out == "ledger: fuse: kept, 3 sites, -10.0 us -> kept, 3 sites, -20.0 us\n"
+    assert main(["diff", first, dropped, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out) == {
+        "equal": False,
+        "program": None,
+        "ledger": ["cast: kept, 2 sites, 0.01 kl -> dropped, 2 sites, 0.08 kl", "quality kl: 0.01 -> not measured"],
+    }
 
 
 def test_standard_input(
