@@ -53,7 +53,7 @@ def main(target: str, threads: int) -> float:
     config = _config()
     before = resident()
     module = _module(config)
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+    weights: int = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
     with Watch() as watch:
         irx.compile(module, target=target, max_length=2048)
     return (watch.peak - before) / weights
@@ -80,7 +80,8 @@ def _module(config: Any) -> Any:
     usual = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
-        return LlamaForCausalLM(config).eval().requires_grad_(False)
+        module: Any = LlamaForCausalLM(config)
+        return module.eval().requires_grad_(False)
     finally:
         torch.set_default_dtype(usual)
 

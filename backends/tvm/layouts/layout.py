@@ -19,7 +19,8 @@ from irx.ir.opdef import Array
 def room(shape: Sequence[int], dtype: Any) -> Array:
     """Zeros as kernels read them: on a 64-byte boundary, with 64 bytes behind them that may be read."""
     kind = np.dtype(dtype)
-    return aligned(prod(shape) * kind.itemsize).view(kind).reshape(shape)
+    made: Array = aligned(prod(shape) * kind.itemsize).view(kind).reshape(shape)
+    return made
 
 
 @dataclass(frozen=True)
