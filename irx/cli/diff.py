@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from itertools import groupby
+from math import hypot
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,8 +91,7 @@ def _alike(old: list[list[Row]], new: list[list[Row]]) -> bool:
 def _same_gain(old: Row, new: Row) -> bool:
     if old.latency is None or new.latency is None:
         return old.latency is new.latency
-    noise = ((old.noise or 0.0) ** 2 + (new.noise or 0.0) ** 2) ** 0.5
-    return abs(old.latency - new.latency) <= 2 * noise
+    return abs(old.latency - new.latency) <= 2 * hypot(old.noise or 0.0, new.noise or 0.0)
 
 
 def _told(applications: list[list[Row]]) -> str:
