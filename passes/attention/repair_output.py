@@ -7,7 +7,7 @@ Before, where an earlier pass has changed what comes into the product:
 
 After:
 
-    weight $o_proj.weight.repaired : f32[576, 576]
+    weight $o_proj.weight.repaired : f32[576, 576]         // packed where the old one was
     %o = irx.linear(%a, $o_proj.weight.repaired)
     %y = irx.add(%x, %o)
 
@@ -32,17 +32,20 @@ from irx.errors import UnboundWeight
 from irx.ir.blocks import unpack
 from irx.ir.graph import Graph, Loc, Node, Value, Weight
 from irx.ir.opdef import Array
+from irx.ir.packing import is_writable, pack
 from irx.ir.program import Program
 from irx.ir.types import is_packed, numpy_dtype
 from irx.passes.attention.least_squares import Moments
 from irx.passes.fuse.projections import UNPACKING, Projection, projection
 from irx.pipeline.base import Context, Effect, NearMiss, Pass, Report, Site, Stage
 from irx.rewrite.cleanup import erase_unused
+from irx.rewrite.recorder import Recorder
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 """Relative to the mean square of an input channel."""
 
 _REPAIRED = ".repaired"
+_WRITABLE = "q8_0"  # in place of formats that are only read; every packed row is a whole number of its blocks
 _TINY = 1e-30
 _HELD_BACK = 4  # every batch's last rows, one in so many, choose the ridge
 
@@ -115,19 +118,24 @@ class _Repair:
         if others:
             return self._miss(loc, f"{others} reads the weight as well")
         try:
-            array = self._array(now.linear)
+            old_values = floats(self.program.weights.array(now.linear.weight), now.linear.weight.dtype)
         except UnboundWeight as error:
             return self._miss(loc, error.what)
-        fit = _Fit.of(self._rows(now, then))
+        dtype = storage(now.linear.weight.dtype)
+        fit = _Fit.of(self._rows(now, then), old_values, dtype)
         if fit.after >= fit.before or not self.ctx.fuel.take():
             return self._miss(loc, f"no change does better on rows that it was not fitted to: {fit.before:.3g} is off")
-        made = (array + fit.change).astype(numpy_dtype(now.linear.node.output.dtype))
-        weight = self.program.weights.add_array(f"{_original(now.linear.weight)}{_REPAIRED}", made)
         what = f"the stream was off by {fit.before:.3g} of its size, now by {fit.after:.3g}"
-        for graph in self.program.graphs.values():
-            places = _redirect(graph, now.linear.weight, weight, self.options.name)
-            self.report.sites += [Site(graph.name, place, what, fit.after) for place in places]
+        self._replace(now.linear.weight, fit.raw, dtype, what, fit.after)
         return None
+
+    def _replace(self, old: Weight, raw: Array, dtype: str, what: str, error: float) -> None:
+        """Let all graphs read a new weight."""
+        name = f"{_original(old)}{_REPAIRED}"
+        weight = self.program.weights.add(name, old.tensor.with_dtype(dtype), lambda: raw)
+        for graph in self.program.graphs.values():
+            places = _redirect(graph, old, weight, self.options.name)
+            self.report.sites += [Site(graph.name, place, what, error) for place in places]
 
     def _rows(self, now: _Closing, then: _Closing) -> Iterator[tuple[Array, Array]]:
         """Batch by batch what comes into the linear [n, K], and what the stream behind it lacks [n, N], both per size
@@ -139,39 +147,50 @@ class _Repair:
             size = np.sqrt((wanted * wanted).sum(axis=1, keepdims=True)) + _TINY
             yield x / size, (wanted - y) / size
 
-    def _array(self, linear: Projection) -> Array:
-        """The weight's elements as the product reads them."""
-        stored = self.program.weights.array(linear.weight)
-        dtype = linear.weight.dtype
-        return unpack(stored, dtype) if is_packed(dtype) else stored.astype(np.float64)
-
     def _miss(self, loc: Loc, reason: str) -> None:
         self.report.near_misses.append(NearMiss("forward", loc, reason))
 
 
 @dataclass(frozen=True)
 class _Fit:
-    """The change of a weight, and the error of the stream without and with it on rows held back from choosing it."""
+    """The new weight as it is stored, and the error of the stream without and with it on rows not fitted to."""
 
-    change: Array
+    raw: Array
     before: float
     after: float
 
     @staticmethod
-    def of(batches: Iterator[tuple[Array, Array]]) -> _Fit:
-        seen: Moments | None = None
+    def of(batches: Iterator[tuple[Array, Array]], old: Array, dtype: str) -> _Fit:
+        """The fit for an old weight [N, K] whose successor is stored as `dtype`."""
+        seen, held = Moments(old.shape[1], old.shape[0]), Moments(old.shape[1], old.shape[0])
+        rows = 0
         for x, wanted in batches:
-            if seen is None:
-                seen, held, rows = Moments.of(x, wanted), Moments.of(x, wanted), 0
             first = len(x) - len(x) // _HELD_BACK
             seen.add(x[:first], wanted[:first])
             held.add(x[first:], wanted[first:])
             rows += len(x) - first
-        assert seen is not None, "there are no data"
-        errors = {ridge: held.left(seen.solution(ridge)) for ridge in RIDGES}
+        errors = {}
+        for ridge in RIDGES:
+            raw = stored(old + seen.solution(ridge), dtype)
+            errors[ridge] = held.left(floats(raw, dtype) - old)
         best = min(errors, key=errors.__getitem__)
-        change = (seen + held).solution(best)
-        return _Fit(change, (held.square / rows) ** 0.5, (errors[best] / rows) ** 0.5)
+        raw = stored(old + (seen + held).solution(best), dtype)
+        return _Fit(raw, (held.square / max(rows, 1)) ** 0.5, (errors[best] / max(rows, 1)) ** 0.5)
+
+
+def storage(dtype: str) -> str:
+    """How a new weight is stored in place of one of `dtype`: alike, but where no format of that kind can be written."""
+    return _WRITABLE if is_packed(dtype) and not is_writable(dtype) else dtype
+
+
+def stored(values: Array, dtype: str) -> Array:
+    """A matrix as elements of a dtype, or as the bytes of a packed format."""
+    return pack(values, dtype) if is_packed(dtype) else values.astype(numpy_dtype(dtype))
+
+
+def floats(raw: Array, dtype: str) -> Array:
+    """The elements of a stored matrix in float64."""
+    return np.asarray(unpack(raw, dtype) if is_packed(dtype) else raw).astype(np.float64)
 
 
 def _last_linear(term: Value) -> Projection | None:
@@ -228,10 +247,10 @@ def _redirect(graph: Graph, old: Weight, new: Weight, by: str) -> list[Loc]:
         found = projection(node)
         if found is None or found.weight is not old:
             continue
+        b = Recorder(graph, node, by)
         x, _, *bias = node.inputs
-        graph.set_inputs(node, [x, new, *bias])
+        graph.set_inputs(node, [x, found.matrix(b, new), *bias])
         places.append(node.loc)
         node.loc = node.loc.touched(by)
-        if found.unpacking is not None:
-            erase_unused(graph, [found.unpacking])
+        erase_unused(graph, [found.unpacking] if found.unpacking is not None else [])
     return places

@@ -9,7 +9,7 @@ from irx.errors import CalibrationNeeded
 from irx.ir.program import Program
 from irx.ir.verify import verify
 from irx.passes.attention.least_squares import Moments
-from irx.passes.attention.repair_output import RepairOutput
+from irx.passes.attention.repair_output import RepairOutput, storage
 from irx.pipeline.base import Report
 from irx.pipeline.runner import run as run_pipeline
 from tests.cases.running import find_passes
@@ -125,3 +125,18 @@ def test_it_needs_data() -> None:
     program = layered(4)
     with pytest.raises(CalibrationNeeded):
         RepairOutput().run(program, prepared(program, captured=program.clone()))
+
+
+def test_a_packed_weight_stays_packed() -> None:
+    captured, _ = applied(layered(4), "quantize-weights{group=16}")
+    program, _ = applied(captured, SHARE)
+    before = off(program, captured)
+    report = repaired(program, captured)
+    verify(program)
+    assert len(report.sites) == 3 and off(program, captured) < 0.8 * before
+    (weight,) = (weight for weight in program.used_weights() if weight.name.endswith(".repaired"))
+    assert weight.dtype == "i8g16"
+
+
+def test_formats_that_are_only_read_give_way() -> None:
+    assert [storage(dtype) for dtype in ("f32", "bf16", "q4_1", "q4_k")] == ["f32", "bf16", "q4_1", "q8_0"]
