@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from irx.errors import IRXError as IRXError
     from irx.frontends.text import parse as parse
     from irx.passes import passes as passes
+    from irx.pipeline.search.settings import Search as Search
     from irx.runtime.executable import Executable as Executable
     from irx.target import Target as Target
     from irx.target.device import devices as devices
@@ -26,6 +27,7 @@ _PUBLIC = {
     "Budget": "irx.budget",
     "Executable": "irx.runtime.executable",
     "IRXError": "irx.errors",
+    "Search": "irx.pipeline.search.settings",
     "Target": "irx.target",
     "compile": "irx.api",
     "devices": "irx.target.device",
@@ -34,7 +36,7 @@ _PUBLIC = {
     "passes": "irx.passes",
 }
 
-__all__ = ["Budget", "Executable", "IRXError", "Target", "compile", "devices", "load", "parse", "passes"]
+__all__ = ["Budget", "Executable", "IRXError", "Search", "Target", "compile", "devices", "load", "parse", "passes"]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,6 +20,7 @@ from irx.analysis.quality import HeldOut
 from irx.backends import find_backend, known_backends
 from irx.backends.torch.call import call_on_arrays
 from irx.budget import Budget, metric_name
+from irx.cache import CacheKey
 from irx.errors import BudgetError, DeviceNotFound, MissingFeature, UnknownOption, UnsupportedArgument
 from irx.frontends.sources import Source, read
 from irx.ir.excerpt import main_graph
@@ -31,11 +32,12 @@ from irx.ir.types import TensorType, is_float, is_packed
 from irx.ledger import Ledger
 from irx.passes import passes
 from irx.pipeline.backend import Backend, Latency
-from irx.pipeline.base import Context
+from irx.pipeline.base import Context, Effect
 from irx.pipeline.instruments import Compare, Gain, Quality, standard_instruments
 from irx.pipeline.memo import memo_key, remembered
 from irx.pipeline.oracle import Oracle
 from irx.pipeline.pipeline import Pipeline
+from irx.pipeline.search import Evaluator, Hunt, Journal, Search, joined, settle, units_of
 from irx.runtime import artifact
 from irx.runtime.arrays import run_graph
 from irx.runtime.compiled import Compiled, restore
@@ -47,6 +49,8 @@ from irx.runtime.store import WeightStore
 from irx.target import Device, Target
 from irx.tuning import EFFORTS
 from irx.tuning import tune as search_schedules
+
+SEARCHED_TOKENS = 1024  # of the calibration data, on which candidates are judged; held-out data decide on all tokens
 
 
 def compile(
@@ -64,7 +68,7 @@ def compile(
     max_batch: int = 16,
     max_length: int | None = None,
     strict: bool = False,
-    search: Any = None,
+    search: Search | None = None,
 ) -> Executable:
     """Compile `model` for inference on `target`.
 
@@ -72,19 +76,21 @@ def compile(
     Program. `example` is a tensor, a tuple (positional) or a dict (keywords); language models need none. `pipeline` is
     a preset or pipeline text. `data` is a list of texts, of ids, or of dicts of inputs; half of it is for passes that
     look at what the model computes, half is held out to measure what lossy passes cost. With a `budget`, one that leads
-    over it is dropped. `dtype` None keeps the model's own. `max_batch` and `max_length` bound the batch and the
+    over it is dropped; where `pipeline` names none, the fastest ones inside it are searched for, as `search` says.
+    `dtype` None keeps the model's own. `max_batch` and `max_length` bound the batch and the
     sequence. `tune` "quick" or "full" searches for faster schedules of the kernels first; what it finds is kept for
     later compilations. With `strict` a refused pass is an error. Raises subclasses of IRXError; see `irx.errors`.
     """
-    _refuse(search=search)
     check_effort(tune)
+    _check_search(search, budget)
     _check_budget(budget, data)
     goal = aim(target)
     source = read(model, example, dtype=dtype, dynamic=dynamic, max_batch=max_batch, max_length=max_length)
     tokenizer = source.tokenizer if tokenizer is None else tokenizer
     known = split(data, source.program, tokenizer) if data is not None else None
     options: dict[str, Any] = {"strict": strict, "digest": source.digest, "budget": budget, "data": known}
-    program, ledger = optimize(source.program, goal, pipeline, **options)
+    run = optimize if budget is None or _names_lossy(pipeline) else partial(search_passes, search=search or Search())
+    program, ledger = run(source.program, goal, pipeline, **options)
     parts = divide(program, goal, ledger)
     schedule(program, parts, goal, ledger, tune)
     blobs = {name: parts[name].build(program, graph, goal.device) for name, graph in program.graphs.items()}
@@ -137,10 +143,37 @@ def optimize(
     watched = any(os.environ.get(name, "0") not in ("", "0") for name in ("IRX_DEBUG", "IRX_DUMP_DIR"))
     if not digest or watched or (budget is not None and budget.metric is not None):
         return run()
-    host = f"{goal.device.title}, {goal.device.cores} cores, {torch.get_num_threads()} threads"
-    options = [("target", str(goal)), ("backend", _preferred(goal).name), ("strict", str(strict))]
-    options += [("budget", repr(budget)), ("data", data.digest if data is not None else "")]
-    return remembered(memo_key(digest, pipeline, host, options, _code_folders()), program, run)
+    options = {"strict": str(strict), "budget": repr(budget), "data": data.digest if data is not None else ""}
+    return remembered(_key(digest, pipeline, goal, options), program, run)
+
+
+def search_passes(
+    program: Program,
+    goal: Target,
+    pipeline: str,
+    *,
+    budget: Budget,
+    data: Data,
+    search: Search,
+    strict: bool = False,
+    digest: str = "",
+) -> tuple[Program, Ledger]:
+    """Step 3 with the fastest lossy passes inside the budget: searched on calibration data, chosen on held-out data.
+
+    What was measured of a model with a `digest` is kept in the cache, unless the budget has a function of the user's.
+    """
+    sample = data.sample(SEARCHED_TOKENS)
+    ctx = _context(program, goal, data)
+    quality = _judge(program, goal, budget, sample).measure
+    evaluator = Evaluator(program, pipeline, passes(), ctx, quality, partial(_latency, goal=goal))
+    kept = digest and budget.metric is None
+    key = replace(_key(digest, pipeline, goal, {"data": sample.digest}), kind="search") if kept else None
+    hunt = Hunt(units_of(evaluator.normalized, passes()), Journal(evaluator, key), budget, search)
+    options: dict[str, Any] = {"strict": strict, "digest": digest, "budget": budget, "data": data}
+    found = hunt.run()
+    made, ledger = settle(found, lambda text: optimize(program, goal, str(joined(pipeline, text, passes())), **options))
+    ledger.notes += evaluator.remarks
+    return made, ledger
 
 
 def _optimize(
@@ -149,10 +182,7 @@ def _optimize(
     measure = partial(_latency, goal=goal)
     judges = [_judge(program, goal, budget, data)] if data is not None else []
     instruments = (*standard_instruments(*judges), Compare(call=call_on_arrays), Gain(measure))
-    ctx = Context.of(program, goal.device, Oracle(call=call_on_arrays))
-    ctx.layouts = _preferred(goal).layouts
-    if data is not None:
-        ctx.calibration = Calibration(data.calibration, partial(_runner, goal=goal), data.digest)
+    ctx = _context(program, goal, data)
     optimized, ledger = Pipeline.parse(pipeline, passes(), instruments).run(program, ctx, strict=strict)
     ledger.notes += [data.describe()] if data is not None else []
     return optimized, ledger
@@ -227,11 +257,31 @@ def load_kernel(backend: str, blobs: Mapping[str, bytes], target: str) -> GraphK
 # --- details --------------------------------------------------------------------------------------------------------
 
 
-def _refuse(**later: Any) -> None:
-    """Arguments of the public interface that nothing implements yet are errors, never ignored."""
-    for name, value in later.items():
-        if value is not None:
-            raise UnsupportedArgument(f"{name}={value!r}: this version has no search", fix=f"leave {name} out")
+def _check_search(search: Any, budget: Any) -> None:
+    """Raises UnsupportedArgument for what is no Search, and for one without a budget to search under."""
+    if search is not None and not isinstance(search, Search):
+        raise UnsupportedArgument(f"search={search!r} is no Search", fix="irx.Search(minutes=5)")
+    if search is not None and budget is None:
+        raise UnsupportedArgument("search= without a budget", fix="pass budget= and data= as well")
+
+
+def _names_lossy(pipeline: str) -> bool:
+    return any(one.effect is Effect.LOSSY for one in Pipeline.parse(pipeline, passes()).passes)
+
+
+def _context(program: Program, goal: Target, data: Data | None) -> Context:
+    ctx = Context.of(program, goal.device, Oracle(call=call_on_arrays))
+    ctx.layouts = _preferred(goal).layouts
+    if data is not None:
+        ctx.calibration = Calibration(data.calibration, partial(_runner, goal=goal), data.digest)
+    return ctx
+
+
+def _key(digest: str, pipeline: str, goal: Target, options: Mapping[str, str]) -> CacheKey:
+    """The key of what is made of a model with a digest, for this target on this machine."""
+    host = f"{goal.device.title}, {goal.device.cores} cores, {torch.get_num_threads()} threads"
+    stated = [("target", str(goal)), ("backend", _preferred(goal).name), *options.items()]
+    return memo_key(digest, pipeline, host, stated, _code_folders())
 
 
 def _check_budget(budget: Any, data: Any) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -47,6 +47,16 @@ class Data:
     causal: bool = False
     bytes_per_token: float | None = None
     digest: str = ""
+
+    def sample(self, tokens: int) -> Data:
+        """Calibration data in the place of what is held out: the last batches, about `tokens` where ids are known."""
+        count, found = 0, list[Inputs]()
+        for batch in reversed(self.calibration):
+            if self.ids is not None and count >= tokens:
+                break
+            found.insert(0, batch)
+            count += int(np.size(batch[self.ids])) if self.ids is not None else 0
+        return replace(self, held_out=tuple(found), digest=_digest(found, f"{self.digest} {tokens}"))
 
     def describe(self) -> str:
         """How much the decisions rest on, in words."""

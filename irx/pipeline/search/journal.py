@@ -1,0 +1,60 @@
+"""What was measured is kept, so that a search that was killed goes on where it was.
+
+Every candidate is an entry of its own in the cache, under a key of the model, the data, the device and the compiler's
+code. The budget is no part of it: another budget on the same model starts with all that is known.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from irx.cache import CacheKey, Store
+from irx.pipeline.search.outcome import Measure, Outcome
+
+
+@dataclass
+class Journal:
+    """Asks `measure` for what is not known yet. Without a `key` nothing outlives the object."""
+
+    measure: Measure
+    key: CacheKey | None = None
+    store: Store = field(default_factory=Store)
+    known: dict[str, Outcome] = field(default_factory=dict, init=False)
+    measured: int = field(default=0, init=False)
+
+    def __call__(self, text: str) -> Outcome:
+        """The outcome of a candidate."""
+        if text not in self.known:
+            self.known[text] = self._loaded(text) or self._measured(text)
+        return self.known[text]
+
+    def _loaded(self, text: str) -> Outcome | None:
+        parts = self.store.load(self._entry(self.key, text)) if self.key is not None else None
+        return _read(json.loads(parts["outcome"])) if parts is not None else None
+
+    def _measured(self, text: str) -> Outcome:
+        found = self.measure(text)
+        self.measured += 1
+        if self.key is not None:
+            self.store.save(self._entry(self.key, text), {"outcome": json.dumps(_written(found)).encode()})
+        return found
+
+    @staticmethod
+    def _entry(key: CacheKey, text: str) -> CacheKey:
+        return replace(key, options=(*key.options, ("candidate", text)))
+
+
+def _written(outcome: Outcome) -> dict[str, object]:
+    """JSON has neither infinity nor NaN, which are written as text."""
+    figures = {name: repr(float(value)) for name, value in outcome.figures.items()}
+    return {"seconds": repr(outcome.seconds), "figures": figures, "reason": outcome.reason}
+
+
+def _read(data: Mapping[str, object]) -> Outcome:
+    figures = data["figures"]
+    assert isinstance(figures, dict)
+    numbers = {str(name): float(value) for name, value in figures.items()}
+    return Outcome(float(str(data["seconds"])) if data["seconds"] else math.inf, numbers, str(data["reason"]))

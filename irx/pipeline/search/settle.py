@@ -1,0 +1,44 @@
+"""Held-out data decide: what the search found is compiled, best first, until one is inside the budget there as well."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from typing import TypeAlias
+
+from irx.ir.program import Program
+from irx.ledger import KEPT, Ledger
+from irx.pipeline.base import Effect
+from irx.pipeline.search.hunt import Found
+
+Compile: TypeAlias = Callable[[str], tuple[Program, Ledger]]
+"""What the text of lossy passes makes of the program; passes that lead over the budget on held-out data are dropped."""
+
+logger = logging.getLogger(__name__)
+
+
+def settle(found: Found, compile: Compile) -> tuple[Program, Ledger]:
+    """The fastest candidate all of whose passes stay on held-out data, with the notes of the search in its ledger.
+
+    Behind one that fails, only those that took less of the budget are tried. The unchanged program, which comes last,
+    cannot fail.
+    """
+    failed: list[str] = []
+    least = math.inf
+    for one in found.ranked:
+        if one.text and one.share >= least:
+            continue
+        program, ledger = compile(one.text)
+        reasons = [f"{row.name}: {row.reason}" for row in ledger.rows if _lost(row.effect, row.decision)]
+        if not reasons or not one.text:
+            break
+        failed.append(f"search: outside on held-out data: {one.text} ({'; '.join(reasons)})")
+        logger.info(failed[-1])
+        least = one.share
+    ledger.notes += [*found.notes, *failed, f"search: chosen: {one.text or 'nothing lossy'}"]
+    return program, ledger
+
+
+def _lost(effect: str, decision: str) -> bool:
+    return effect == Effect.LOSSY.value and decision != KEPT
