@@ -5,12 +5,13 @@ A configuration is a level for every unit; as text it is the passes of those lev
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from irx.analysis.blocks import corresponding
 from irx.ir.program import Program
+from irx.pipeline.index import PassIndex
 from irx.pipeline.text import read_items
 
 Configuration: TypeAlias = tuple[int, ...]
@@ -49,7 +50,7 @@ TABLE: Sequence[Unit] = (
 )
 
 
-def units_of(program: Program, known: Container[str], table: Sequence[Unit] = TABLE) -> list[Unit]:
+def units_of(program: Program, known: PassIndex, table: Sequence[Unit] = TABLE) -> list[Unit]:
     """The units of a normalized program: those of the table whose passes are known, with its number of blocks for N."""
     blocks = len(corresponding(program)[0])
     found = []
