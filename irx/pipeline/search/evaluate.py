@@ -32,6 +32,7 @@ Clock: TypeAlias = Callable[[Program], "Latency | str"]
 """The time of one step of a program, or why it is not measured."""
 
 logger = logging.getLogger(__name__)
+CAPACITY = "T"  # what the size of states that state none is called
 CONTEXT = 128  # tokens that states hold, and rows of graphs without one, where time is predicted
 
 
@@ -108,7 +109,7 @@ def joined(base: str, text: str, index: PassIndex) -> Pipeline:
 def floor_seconds(program: Program, device: Device) -> float:
     """The least time of one step on the device, by the bytes it moves and the operations it does."""
     (graph,) = main_graph(program).graphs.values()
-    sizes = {name: 1 if name in ("B", "R") else CONTEXT for name in used_sizes(graph)}
+    sizes = {name: 1 if name in ("B", "R") else CONTEXT for name in (*used_sizes(graph), CAPACITY)}
     return graph_floor(graph, device, sizes).seconds
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from irx.budget import Budget
 from irx.pipeline.search.knapsack import Option, knapsack
-from irx.pipeline.search.levels import Configuration, Unit, spelled
+from irx.pipeline.search.levels import FAMILIES, Configuration, Unit, spelled
 from irx.pipeline.search.outcome import Measure, Outcome, share
 from irx.pipeline.search.settings import Search
 
@@ -92,8 +92,9 @@ class Hunt:
 
     def _alone(self) -> None:
         """Every level of every unit alone, weak ones first; units take turns, so that all are known early."""
+        turns = sorted(range(len(self.units)), key=lambda unit: FAMILIES.index(self.units[unit].family))
         for level in range(1, 1 + max((len(unit.levels) for unit in self.units), default=0)):
-            for unit in range(len(self.units)):
+            for unit in turns:
                 weaker = self._single(unit, level - 1)
                 if level <= len(self.units[unit].levels) and weaker is not None and not _hopeless(weaker):
                     self._candidate(self._only(unit, level))

@@ -26,6 +26,8 @@ class Unit:
     levels: tuple[str, ...]
 
 
+FAMILIES = ("weights", "depth", "attention", "tokens", "cache")
+"""In which order families are tried: what mostly gains most first, what is measured token by token last."""
 BLOCKS_LEFT_OUT = (1, 2, 3, 4, 6, 8)
 
 # Data: a method joins the search by a line here. Left out is what the time of one step cannot see, such as pruning the
