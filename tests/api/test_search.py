@@ -18,8 +18,8 @@ from tests.api.test_budget import divergence, model
 __all__ = ["model"]  # a fixture of the other file
 IDS = [torch.from_numpy(np.random.default_rng(0).integers(0, 96, 64))]
 UNITS = (
-    Unit("weights", ("quantize-weights{bits=8, skip=none}", "quantize-weights{bits=4, skip=none}")),
     Unit("depth", ("skip-layers{policy=tail, keep=N-1}",)),
+    Unit("weights", ("quantize-weights{bits=8, skip=none}", "quantize-weights{bits=4, skip=none}")),
 )
 
 
@@ -48,7 +48,7 @@ def test_the_best_inside_the_budget_is_compiled(model: Any) -> None:
 
 def test_more_is_done_under_a_wider_budget(model: Any) -> None:
     found = compiled(model, irx.Budget(kl=50.0))
-    assert "skip-layers{" in found.pipeline and "bits=4" in found.pipeline
+    assert "skip-layers{" in found.pipeline and "bits=4" in found.pipeline, found.ledger().notes
 
 
 def test_a_budget_of_zero_gives_the_exact_program(model: Any) -> None:
