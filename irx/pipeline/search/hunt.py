@@ -91,14 +91,18 @@ class Hunt:
         return f"the limit of {self.settings.minutes:g} minutes was reached"
 
     def _alone(self) -> None:
-        """Every level of every unit alone, weak ones first; units take turns, so that all are known early."""
-        turns = sorted(range(len(self.units)), key=lambda unit: FAMILIES.index(self.units[unit].family))
-        for level in range(1, 1 + max((len(unit.levels) for unit in self.units), default=0)):
-            for unit in turns:
-                weaker = self._single(unit, level - 1)
-                if level <= len(self.units[unit].levels) and weaker is not None and not _hopeless(weaker):
-                    self._candidate(self._only(unit, level))
+        """Every level of every unit alone, weak ones first; units take turns, but for the family that takes longest."""
+        for _, level, _, unit in sorted(self._turns()):
+            weaker = self._single(unit, level - 1)
+            if weaker is not None and not _hopeless(weaker):
+                self._candidate(self._only(unit, level))
         self._remember()
+
+    def _turns(self) -> Iterator[tuple[bool, int, int, int]]:
+        for index, unit in enumerate(self.units):
+            rank = FAMILIES.index(unit.family)
+            for level in range(1, 1 + len(unit.levels)):
+                yield unit.family == FAMILIES[-1], level, rank, index
 
     def _begin(self) -> None:
         """The warm start, with less of the budget each time that it turns out to be outside."""
