@@ -27,6 +27,7 @@ from irx.ir.blocks import FORMATS
 from irx.ir.dims import evaluate
 from irx.ir.graph import Graph, Value, Weight
 from irx.ir.opdef import tensor_bytes
+from irx.ir.regions import expanded
 from irx.ir.sizes import used_sizes
 from irx.ir.types import KVType, TensorType, is_packed
 from irx.pipeline.backend import Latency
@@ -83,7 +84,7 @@ def times(ring: Steps, sizes: Mapping[str, int], objects: Mapping[str, bytes]) -
     """Seconds of one region, from several runs over a ring of it."""
     plan = Plan(ring.graph, ring, objects)
     plan.bind(WeightStore(partial(_zeros, {w.name: w.tensor for w in _weights(ring)}), torch.device("cpu")))
-    inputs = [_input(value, sizes) for value in ring.graph.inputs]
+    inputs = [_input(value, sizes, expanded(ring.graph)) for value in ring.graph.inputs]
     plan.profile(*inputs)
     found: list[float] = []
     end = time.monotonic() + LONGEST
@@ -144,7 +145,8 @@ def _zeros(types: Mapping[str, TensorType], name: str) -> Stored:
     return torch.zeros(shape, dtype=TORCH[kind.dtype])
 
 
-def _input(value: Value, sizes: Mapping[str, int]) -> object:
+def _input(value: Value, sizes: Mapping[str, int], plain: Graph) -> object:
+    """An input of a region, whose fusions `plain` has opened: integers are the last position, or the first token."""
     if isinstance(value.type, KVType):
         state = empty_state(value.type, sizes.get("B", 1), torch.device("cpu"))
         state.reserve(2 * CONTEXT, 2 * CONTEXT)
@@ -152,7 +154,11 @@ def _input(value: Value, sizes: Mapping[str, int]) -> object:
         return state
     shape = [evaluate(dim, sizes) for dim in value.shape]
     tensor = torch.ones(shape, dtype=TORCH[value.dtype])
-    return tensor * (CONTEXT - 1) if value.dtype == "i64" else tensor
+    if value.dtype != "i64":
+        return tensor
+    same = next(other for other in plain.inputs if other.name == value.name)
+    chooses = any(node.op.name.endswith("_tokens") for node in plain.users(same))
+    return tensor * (0 if chooses else CONTEXT - 1)
 
 
 def _bytes(tensor: TensorType) -> int:

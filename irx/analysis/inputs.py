@@ -61,7 +61,8 @@ def random_inputs(graph: Graph, bindings: Bindings, seed: int = 0) -> dict[str, 
     """Inputs by name, in the dtypes of their types: normal floats, booleans, and integers fit for how they are used.
 
     Ids are below the size of the table they look up, positions count from 0, other integers are below 4; KV states are
-    empty, packed weights small. `bindings` must hold every named size of the inputs.
+    empty, but for those that are only attended to, which hold a token for each of these positions; packed weights are
+    small. `bindings` must hold every named size of the inputs.
     """
     generator = np.random.default_rng(seed)
     plain = expanded(graph)
@@ -70,7 +71,7 @@ def random_inputs(graph: Graph, bindings: Bindings, seed: int = 0) -> dict[str, 
 
 def _random(graph: Graph, value: Value, bindings: Bindings, generator: np.random.Generator) -> Any:
     if isinstance(value.type, KVType):
-        return KVArrays.empty(value.type, _batch(graph, bindings))
+        return _state(graph, value, value.type, bindings, generator)
     shape = tuple(_evaluate(dim, bindings, value) for dim in value.shape)
     if is_packed(value.dtype):  # no byte above 59: every float16 scale in them is finite and below 1
         return generator.integers(0, 60, FORMATS[value.dtype].packed_shape(shape)).astype(np.uint8)
@@ -79,6 +80,21 @@ def _random(graph: Graph, value: Value, bindings: Bindings, generator: np.random
     if value.dtype == "bool":
         return generator.integers(0, 2, shape).astype(bool)
     return _random_integers(graph, value, shape, bindings, generator).astype(numpy_dtype(value.dtype))
+
+
+def _state(graph: Graph, value: Value, kv: KVType, bindings: Bindings, generator: np.random.Generator) -> KVArrays:
+    state = KVArrays.empty(kv, _batch(graph, bindings))
+    readers = graph.users(value)
+    if not readers or any(node.op.name != "kv_attention" for node in readers):
+        return state
+    positions = readers[0].operand("pos")
+    assert positions is not None, "kv_attention knows the positions of its queries"
+    state = state.grown(_evaluate(positions.shape[1], bindings, positions))
+    state.positions[:] = np.arange(state.positions.shape[2])
+    for array in (state.k, state.v):
+        array[:] = generator.standard_normal(array.shape).astype(numpy_dtype(kv.dtype) if is_float(kv.dtype) else "f4")
+        array[:] = state.stored(array)
+    return state
 
 
 def _random_integers(

@@ -19,7 +19,8 @@ from irx.runtime.tensors import from_numpy, to_numpy
 def run_graph(kernel: GraphKernel, inputs: Mapping[str, Any], device: torch.device) -> list[Any]:
     """The outputs of a graph, in order: arrays in the dtypes of the graph, and KVArrays for KV states.
 
-    `inputs` are by name: arrays that fit the graph's types, and KVArrays without tokens for its KV states.
+    `inputs` are by name: arrays that fit the graph's types, and for its KV states KVArrays with a token in every slot,
+    or without any.
     """
     with torch.no_grad():
         outputs = kernel(*(_given(value, inputs[value.name], device) for value in kernel.inputs))
@@ -29,9 +30,21 @@ def run_graph(kernel: GraphKernel, inputs: Mapping[str, Any], device: torch.devi
 def _given(value: Value, array: Array | KVArrays, device: torch.device) -> Any:
     if isinstance(value.type, KVType):
         assert isinstance(array, KVArrays)
-        return empty_state(value.type, len(array.k), device)
+        return _filled(empty_state(value.type, len(array.k), device), array)
     assert not isinstance(array, KVArrays)
     return from_numpy(array).to(device, copy=True)  # what is broadcast or read-only becomes an ordinary tensor
+
+
+def _filled(state: KVState, array: KVArrays) -> KVState:
+    """The state with the tokens of the array, of positions 0, 1, ... in every row."""
+    count = array.positions.shape[2]
+    if count:
+        state.reserve(count, count)
+        device = state.keys.device
+        state.keys.write(0, from_numpy(array.k).to(device, copy=True).float())
+        state.values.write(0, from_numpy(array.v).to(device, copy=True).float())
+        state.lengths = (count,) * len(array.k)
+    return state
 
 
 def _state(state: KVState) -> KVArrays:

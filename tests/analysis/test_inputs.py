@@ -11,6 +11,7 @@ from irx.analysis.reference import evaluate
 from irx.errors import InputMismatch
 from irx.ir.dims import symbol
 from irx.ir.graph import Builder, Graph
+from irx.ir.parser import parse
 from irx.ir.types import KVType, TensorType, numpy_dtype
 from irx.ir.weights import Weights
 
@@ -70,3 +71,21 @@ def test_given_sizes_are_checked_against_the_shapes() -> None:
     assert bind_sizes(graph, inputs, {"T": 9}) == {**SIZES, "T": 9}
     with pytest.raises(InputMismatch, match=r"means \(4, 50\)"):
         bind_sizes(graph, inputs, {"B": 4})
+
+
+def test_a_state_that_is_only_attended_to_holds_a_token_for_every_position() -> None:
+    text = """
+graph @decode(%q: f32[B, 2, S, 4], %pos: i64[B, S], %read: kv<heads=1, dim=4, dense, f32>,
+              %k: f32[B, 1, S, 4], %written: kv<heads=1, dim=4, dense, f32>)
+              -> (y: f32[B, 2, S, 4], z: f32[B, 2, S, 4]) {
+  %y = irx.kv_attention(%q, %read, %pos) {scale=0.5}
+  %next = irx.kv_append(%written, %k, %k, %pos)
+  %z = irx.kv_attention(%q, %next, %pos) {scale=0.5}
+  return %y, %z
+}
+"""
+    graph = parse(text).graphs["decode"]
+    inputs = random_inputs(graph, {"B": 2, "S": 3})
+    assert inputs["read"].positions.tolist() == [[[0, 1, 2]]] * 2
+    assert inputs["read"].k.any() and inputs["read"].v.any()
+    assert inputs["written"].positions.size == 0

@@ -9,6 +9,9 @@ import pytest
 import torch
 
 import irx
+import irx.api as api
+from irx.analysis.data import split
+from irx.cache import CacheKey
 from irx.errors import BadData, BudgetError, CalibrationNeeded, TokenizerNeeded
 from irx.ir.program import Program
 from irx.ledger import DROPPED, KEPT, Row
@@ -18,7 +21,13 @@ from irx.pipeline.presets import PRESETS
 
 LOSSY = "default | quantize-weights{bits=4, skip=none} | cast-activations"
 IDS = [torch.from_numpy(np.random.default_rng(0).integers(0, 96, 512))]
-ROW = {"quantize-weights": 0, "cast-activations": 1}
+LINEAR = """size B in [1, 4]
+size S in [1, 64]
+weight $w : f32[32, 32]
+graph @forward(%x: f32[B, S, 32]) -> (y: f32[B, S, 32]) {
+  %y = irx.linear(%x, $w)
+  return %y
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -212,19 +221,21 @@ def test_passes_see_the_calibration_part(model: Any, toys: None) -> None:
     assert [str(CalibrationNeeded("watch"))] == [row.reason for row in compiled.ledger().refused()]
 
 
-def test_a_text_program_without_roles() -> None:
-    program = irx.parse(
-        """size B in [1, 4]
-size S in [1, 64]
-weight $w : f32[32, 32]
-graph @forward(%x: f32[B, S, 32]) -> (y: f32[B, S, 32]) {
-  %y = irx.linear(%x, $w)
-  return %y
-}"""
-    )
+def linear_program() -> tuple[Program, np.ndarray[Any, Any]]:
+    """A matrix, in a program that states nothing about its input."""
+    program = irx.parse(LINEAR)
     array = np.random.default_rng(0).standard_normal((32, 32)).astype(np.float32)
     program.weights.bind("w", lambda: array)
-    data = [{"x": np.random.default_rng(i).standard_normal((1, 5, 32))} for i in range(4)]
+    return program, array
+
+
+def inputs(count: int) -> list[dict[str, Any]]:
+    return [{"x": np.random.default_rng(i).standard_normal((1, 5, 32))} for i in range(count)]
+
+
+def test_a_text_program_without_roles() -> None:
+    program, array = linear_program()
+    data = inputs(4)
     compiled = irx.compile(program, target="torch", pipeline="none | quantize-weights{bits=4}", data=data)
     row = rows(compiled)["quantize-weights"]
     # Batches 0 and 2 are held out; each gives one vector, the mean over its tokens.
@@ -234,3 +245,27 @@ graph @forward(%x: f32[B, S, 32]) -> (y: f32[B, S, 32]) {
     cosine = ((old * new).sum(-1) / np.linalg.norm(old, axis=-1) / np.linalg.norm(new, axis=-1)).mean()
     assert row.quality["cosine"] == pytest.approx(cosine, abs=1e-6)
     assert row.quality["cosine"] < 0.9999
+
+
+def test_what_is_remembered_depends_on_data_and_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: list[str] = []
+
+    def remembered(key: CacheKey, captured: Program, run: Any) -> Any:
+        keys.append(key.digest)
+        return run()
+
+    monkeypatch.setattr(api, "remembered", remembered)
+    (program, _), goal = linear_program(), api.aim("torch")
+
+    def key(data: list[dict[str, Any]] | None, budget: irx.Budget | None) -> str | None:
+        known = split(data, program) if data is not None else None
+        count = len(keys)
+        api.optimize(program, goal, "none", digest="model", data=known, budget=budget)
+        return keys[-1] if len(keys) > count else None
+
+    first = key(inputs(4), irx.Budget(cosine=0.9))
+    assert first == key(inputs(4), irx.Budget(cosine=0.9))
+    others = [key(inputs(5), irx.Budget(cosine=0.9)), key(inputs(4), irx.Budget(cosine=0.8)), key(inputs(4), None)]
+    assert len({first, *others, key(None, None)}) == 5
+    own = irx.Budget(metric=lambda model: 0.0, max=1)
+    assert key(inputs(4), own) is None, "what the user's function says may change at any time"

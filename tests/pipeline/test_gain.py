@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 
@@ -132,3 +133,23 @@ def test_why_nothing_was_measured_is_told_once() -> None:
     assert ledger.rows[0].decision == KEPT
     assert ledger.rows[0].latency is None
     assert ledger.notes == ["the gain of passes was not measured: the model is too small"]
+
+
+@dataclass(frozen=True)
+class Counted(LossySwap):
+    """The same, and the number of its runs is counted."""
+
+    name = "counted"
+    runs: ClassVar[list[int]] = []
+
+    def run(self, program: Program, ctx: Context) -> Report:
+        self.runs.append(1)
+        return super().run(program, ctx)
+
+
+def test_lossy_passes_do_not_run_again_to_judge_others() -> None:
+    Counted.runs.clear()
+    ops, ledger = run(Swap(), Counted("neg", "silu"), Counted("silu", "tanh"), clock=Clock())
+    assert ops == ["add", "add", "tanh"]
+    assert [row.latency for row in ledger.rows] == pytest.approx([-1.0, 4.0, -3.0])
+    assert len(Counted.runs) == 2

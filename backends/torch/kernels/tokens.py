@@ -36,10 +36,10 @@ def merge_tokens(x: Tensor, sizes: Tensor, index_from: Tensor, index_to: Tensor)
     stays = torch.ones(sizes.shape, dtype=torch.bool, device=x.device).index_put(
         (rows, index_from), torch.tensor(False, device=x.device)
     )
-    left = (len(x), sizes.shape[1] - index_from.shape[1])
+    # A sort rather than a mask: the size of the result then depends on shapes alone, and nothing waits for the device.
+    left = (~stays).sort(dim=1, stable=True).indices[:, : x.shape[1] - index_from.shape[1]]
     mean = torch.where(total[..., None] > 0, weighted / total.masked_fill(total == 0, 1)[..., None], x.to(wide))
-    merged = mean[stays].to(x.dtype)
-    return merged.reshape(*left, x.shape[2]), total[stays].reshape(left)
+    return mean[rows, left].to(x.dtype), total.gather(1, left)
 
 
 def match_tokens(

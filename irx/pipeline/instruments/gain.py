@@ -1,8 +1,9 @@
 """Gain: what each pass brings on this device, measured, and passes that make the model slower dropped.
 
 A pass is judged by leaving it out: the pipeline runs without it, and the kernels of one step are timed with and
-without. A step is one decode step where there is a cache, one forward otherwise. Passes that a model needs to run at
-all are not judged, nor are lossy ones dropped: somebody asked for those.
+without. Lossy passes behind it are left out of both: they look at the user's data, which takes long, and what they do
+depends on what came before. A step is one decode step where there is a cache, one forward otherwise. Passes that a
+model needs to run at all are not judged, nor are lossy ones dropped: somebody asked for those.
 """
 
 from __future__ import annotations
@@ -49,10 +50,13 @@ class Gain(Instrument):
             self.note = f"the gain of passes was not measured: {whole}"
             return None
         for i in judged:
-            without = self.measure(_without(captured, kept, i, ctx))
-            if isinstance(without, Latency):
-                noise = (whole.noise**2 + without.noise**2) ** 0.5
-                self.gains[kept[i].step] = Latency(whole.seconds - without.seconds, noise)
+            later = [step for step in kept[i + 1 :] if step.one.effect is not Effect.LOSSY]
+            without = self.measure(_finished(kept[i - 1].program if i else captured, later, ctx))
+            behind = len(later) < len(kept) - i - 1  # lossy passes, which neither side of the comparison has
+            full = self.measure(_finished(kept[i].program, later, ctx)) if behind else whole
+            if isinstance(without, Latency) and isinstance(full, Latency):
+                noise = (full.noise**2 + without.noise**2) ** 0.5
+                self.gains[kept[i].step] = Latency(full.seconds - without.seconds, noise)
         return self._worst(kept)
 
     def end(self, passes: Sequence[Pass], ledger: Ledger) -> None:
@@ -78,12 +82,10 @@ class Gain(Instrument):
         return Verdict(worst, f"a step is {slower:.0f} us slower with it on this device", dropped=True)
 
 
-def _without(captured: Program, kept: Sequence[Kept], index: int, ctx: Context) -> Program:
-    """The program as it would be without one pass: those after it run again, on what a step needs."""
-    before, later = kept[index - 1].program if index else captured, kept[index + 1 :]
-    # Lossy passes may look at what `forward` computes on the user's data.
-    program = before.clone() if any(step.one.effect is Effect.LOSSY for step in later) else main_graph(before)
+def _finished(program: Program, later: Sequence[Kept], ctx: Context) -> Program:
+    """What passes make of the graph that a step needs."""
+    program = main_graph(program)
     unlimited = replace(reading(ctx, program), fuel=Fuel())
     for step in later:
         step.one.run(program, unlimited)
-    return main_graph(program)
+    return program
