@@ -1,8 +1,8 @@
 """Finds passes by name without importing them: by file names in a package, and by entry points of other packages.
 
 The pass `fuse-norm` is the class `FuseNorm` in the file `fuse_norm.py` of a stage's folder. A file without the class
-that its name asks for is no pass (patterns that several passes share), and so is one whose name begins with `_`. The
-index is handed down to the pipeline, which lies below the passes.
+that its name asks for is no pass (patterns that several passes share), and so is one whose class derives from nothing
+or whose name begins with `_`. The index is handed down to the pipeline, which lies below the passes.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _declared(package: str) -> Iterator[tuple[str, Place]]:
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         for stage in Stage:
             for path in sorted(Path(folder, stage.name.lower()).glob("[!_]*.py")):
-                if re.search(rf"^class {class_name(path.stem)}\b", path.read_text(encoding="utf-8"), re.MULTILINE):
+                if re.search(rf"^class {class_name(path.stem)}\(", path.read_text(encoding="utf-8"), re.MULTILINE):
                     module = f"{package}.{path.parent.name}.{path.stem}"
                     yield spelled(path.stem), Place(module, class_name(path.stem), stage)
 

@@ -237,13 +237,13 @@ def test_plain_weights_are_kept_once(fast: irx.Executable, tmp_path: Path) -> No
 # --- compiling again, artifacts, other processes --------------------------------------------------------------------
 
 
-def no_worker(*args: Any, **kwargs: Any) -> Any:
+def no_compilation(*args: Any, **kwargs: Any) -> Any:
     raise AssertionError("a compiler was started")
 
 
 def test_a_second_compilation_generates_no_code(fast: irx.Executable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codegen, "_memory", {})  # as in a new process
-    monkeypatch.setattr(codegen, "Worker", no_worker)
+    monkeypatch.setattr(codegen, "compile_all", no_compilation)
     again = irx.compile(program(), target="tvm:cpu", strict=True)
     assert tokens(again, prompt(2, 5)) == tokens(fast, prompt(2, 5))
 

@@ -85,7 +85,7 @@ def test_example_that_contradicts_the_model() -> None:
         ({"pipeline": "default | remove-noop"}, errors.UnknownPass, "remove-noops"),
         ({"pipeline": "defualt"}, errors.UnknownPreset, "default"),
         ({"pipeline": "fold-constants{generate=false}"}, errors.UnknownOption, "generated"),
-        ({"budget": 0.02}, errors.UnsupportedArgument, "budget"),
+        ({"budget": 0.02}, errors.BudgetError, r"Budget\("),
         ({"tune": "some"}, errors.UnknownOption, "quick"),
     ],
     ids=str,

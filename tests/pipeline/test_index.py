@@ -33,12 +33,13 @@ def write(folder: Path, stage: str, file: str, name: str, declared_stage: str | 
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An importable package with two passes and a file that is none."""
+    """An importable package with two passes and files that are none."""
     name = f"passes_{tmp_path.name}"
     folder = tmp_path / name
     write(folder, "fuse", "fuse_norm", "fuse-norm")
     write(folder, "cache", "kv_quantize", "kv-quantize")
     (folder / "fuse" / "shared.py").write_text("raise RuntimeError('imported')\nclass Helper: ...\n")
+    (folder / "fuse" / "removal.py").write_text("raise RuntimeError('imported')\nclass Removal: ...\n")
     (folder / "fuse" / "_hidden.py").write_text("class Hidden: ...\n")
     (folder / "__init__.py").write_text("raise RuntimeError('imported')\n")
     monkeypatch.syspath_prepend(tmp_path)
