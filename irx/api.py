@@ -221,7 +221,7 @@ def assemble(
     """Step 7: kernels, weights on their device, and what is known about the model."""
     used = program.used_weights()
     weights = settled(program.weights, used)
-    store = WeightStore(partial(tensor_of, weights), torch.device(goal.device.kind))
+    store = WeightStore(partial(tensor_of, weights), torch.device(goal.device.place))
     _describe(ledger, program, parts, goal, source)
     made = Compiled(
         name=program.name,
@@ -338,7 +338,7 @@ def _runner(program: Program, goal: Target) -> Callable[[Inputs], list[Array]]:
     here = _here(goal).device
     backend, (graph,) = find_backend("torch"), program.graphs.values()
     kernel = backend.load(backend.build(program, graph, here), here)
-    weights, place = settled(program.weights, program.used_weights()), torch.device(here.kind)
+    weights, place = settled(program.weights, program.used_weights()), torch.device(here.place)
     kernel.bind(WeightStore(partial(tensor_of, weights), place))
     return lambda inputs: run_graph(kernel, inputs, place)
 
@@ -352,14 +352,14 @@ def _sessions(program: Program, goal: Target) -> Callable[[int], Callable[[Array
 
     def begin(rows: int) -> Callable[[Array], torch.Tensor]:
         session = made.session(rows)
-        return lambda ids: session.append(torch.from_numpy(np.ascontiguousarray(ids)).to(here.device.kind))
+        return lambda ids: session.append(torch.from_numpy(np.ascontiguousarray(ids)).to(here.device.place))
 
     return begin
 
 
 def _here(goal: Target) -> Target:
     """Where torch runs programs while compiling: on the target where that is here, else on the CPU."""
-    here = goal.device.kind != "cuda" or torch.cuda.is_available()
+    here = not goal.device.is_gpu or torch.cuda.is_available()
     return goal if here else Target.parse("torch:cpu-generic", known_backends())
 
 
@@ -380,7 +380,7 @@ def _absent(goal: Target) -> list[str]:
 
 def _present(device: Device) -> Device:
     """The device, which must be in this machine. Raises DeviceNotFound."""
-    if device.kind == "cuda" and not torch.cuda.is_available():
+    if device.is_gpu and not torch.cuda.is_available():
         raise DeviceNotFound(f"torch sees no GPU, but {device.name} is one", fix="run it on a machine that has one")
     return device
 

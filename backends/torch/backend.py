@@ -52,7 +52,7 @@ class TorchBackend:
         if FILE not in blobs:
             raise DamagedArtifact(f"a kernel of the torch backend lacks {FILE}", fix="compile and save it again")
         (graph,) = parse(blobs[FILE].decode(), FILE).graphs.values()
-        return Plan(graph, torch.device(device.kind))
+        return Plan(graph, torch.device(device.place))
 
 
 BACKEND = TorchBackend()

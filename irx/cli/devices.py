@@ -13,6 +13,7 @@ examples:
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from dataclasses import asdict
 from typing import Any
 
 from irx.cli._output import add_json, print_rows, progress
@@ -64,6 +65,7 @@ def _facts(device: Device) -> dict[str, Any]:
         "measured": is_measured(device),
         "memory_gb": round(device.memory_gb, 2),
         "shared_memory_kib": device.shared_memory_kib,
+        "gpu": asdict(device.gpu) if device.gpu is not None else None,
         "features": sorted(device.features),
         "aliases": list(device.aliases),
         "sources": list(device.sources),

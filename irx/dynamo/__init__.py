@@ -52,7 +52,7 @@ def irx_backend(
 def _compile(module: fx.GraphModule, inputs: Sequence[Any], settings: Settings) -> CompiledGraph:
     kind = _device(inputs)
     goal = Target.parse(settings.target or kind, known_backends())
-    if goal.device.kind != kind:
+    if goal.device.place != kind:
         raise ExportFailed(f"the target {settings.target!r} is no {kind}, but the model's tensors are on one")
     traced = trace(module, inputs)
 

@@ -64,7 +64,7 @@ class Built:
     def bind(self, state: State) -> GraphKernel:
         """A kernel with these tensors as weights: the tensors themselves, and what is derived from them."""
         kernel = self.backend.load(self.files, self.goal.device)
-        store = WeightStore(partial(_tensor, self.weights, state), torch.device(self.goal.device.kind))
+        store = WeightStore(partial(_tensor, self.weights, state), torch.device(self.goal.device.place))
         kernel.bind(store)
         return kernel
 

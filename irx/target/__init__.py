@@ -3,13 +3,15 @@
 Adding a device is adding one file to `devices/`; nothing here imports torch.
 """
 
-from irx.target.device import Device, devices, find_device
-from irx.target.host import host_cpu, host_device, host_gpu
+from irx.target.device import Device, Gpu, devices, find_device
+from irx.target.gpu import host_gpu, runs_on
+from irx.target.host import host_cpu, host_device
 from irx.target.measurement import Measurement, is_measured, measure_host, measured
 from irx.target.target import Target
 
 __all__ = [
     "Device",
+    "Gpu",
     "Measurement",
     "Target",
     "devices",
@@ -20,4 +22,5 @@ __all__ = [
     "is_measured",
     "measure_host",
     "measured",
+    "runs_on",
 ]

@@ -1,7 +1,7 @@
 """Device: what the compiler knows of a processor, read from one TOML file each in `devices/`.
 
 Every field of the file is required, and no other is allowed, so that a cost model never meets a half-described device.
-The file's name is the device's name; `aliases` are other names for it.
+The file's name is the device's name; `aliases` are other names for it. A GPU's file has a table `[gpu]`, a CPU's none.
 """
 
 from __future__ import annotations
@@ -12,12 +12,39 @@ from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 from irx.errors import BadDevice, NameClash, UnknownTarget
 
 FOLDER = Path(__file__).parent / "devices"
-KINDS = ("cpu", "cuda")
+KINDS = ("cpu", "cuda", "hip")
+Kinds: TypeAlias = Mapping[str, type | tuple[type, ...]]
+_NUMBER = (int, float)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What a model of time and of occupancy needs of a GPU; but for the first three, of one multiprocessor.
+
+    `launch_us` is what one kernel of a captured graph costs at least. `registers` are 32-bit ones, allocated to warps
+    in units of `register_unit`, from as many banks of equal size as `register_banks` says; a thread has at most
+    `max_registers`. `shared_kib` is what the blocks on a multiprocessor share, in units of `shared_unit` bytes, and of
+    which each takes `reserved_shared` bytes besides its own. An AMD GPU's warps are wavefronts, its shared memory LDS.
+    """
+
+    clock_mhz: float
+    l2_mib: float
+    launch_us: float
+    warp_threads: int
+    max_warps: int
+    max_blocks: int
+    registers: int
+    max_registers: int
+    register_unit: int
+    register_banks: int
+    shared_kib: int
+    shared_unit: int
+    reserved_shared: int
 
 
 @dataclass(frozen=True)
@@ -27,7 +54,8 @@ class Device:
     `peak_tflops` holds dense peaks by IRX dtype (10**12 operations a second, accumulating in 32 bits). `cores` counts
     CPU cores or streaming multiprocessors. `shared_memory_kib` is what one thread block can use, 0 on a CPU. `features`
     are the instruction sets as the operating system spells them, or abilities of the GPU generation. `driver_names` are
-    the model names under which a driver reports the device, `sources` say where the figures are from.
+    the model names under which a driver reports the device, `sources` say where the figures are from. `gpu` is None
+    on a CPU.
     """
 
     name: str
@@ -43,6 +71,17 @@ class Device:
     aliases: tuple[str, ...]
     driver_names: tuple[str, ...]
     sources: tuple[str, ...]
+    gpu: Gpu | None
+
+    @property
+    def is_gpu(self) -> bool:
+        """True for a GPU of any maker."""
+        return self.kind != "cpu"
+
+    @property
+    def place(self) -> str:
+        """The kind of device that torch puts tensors on: it calls AMD's GPUs cuda too."""
+        return "cuda" if self.is_gpu else "cpu"
 
     @property
     def bandwidth(self) -> float:
@@ -90,11 +129,8 @@ def read_device(path: Path) -> Device:
         table = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
         raise BadDevice(f"not valid TOML: {error}", where=str(path)) from None
-    wanted = {field.name for field in fields(Device)} - {"name"}
-    if missing := sorted(wanted - table.keys()):
-        raise BadDevice(f"lacks {', '.join(missing)}", where=str(path), fix="every field is required")
-    if extra := sorted(table.keys() - wanted):
-        raise BadDevice(f"has unknown fields {', '.join(extra)}", where=str(path))
+    gpu = _read_gpu(table, path)
+    _check_names(table, {field.name for field in fields(Device)} - {"name", "gpu"}, path)
     _check(table, path)
     return Device(
         name=path.stem,
@@ -103,21 +139,45 @@ def read_device(path: Path) -> Device:
             "peak_tflops": MappingProxyType(table["peak_tflops"]),
             "features": frozenset(table["features"]),
             **{name: tuple(table[name]) for name in ("aliases", "driver_names", "sources")},
+            "gpu": gpu,
         },
     )
 
 
-def _check(table: dict[str, Any], path: Path) -> None:
-    expected: dict[str, type | tuple[type, ...]] = {
-        **dict.fromkeys(("title", "kind", "architecture"), str),
-        **dict.fromkeys(("cores", "shared_memory_kib"), int),
-        **dict.fromkeys(("bandwidth_gb_s", "memory_gb"), (int, float)),
-        **dict.fromkeys(("features", "aliases", "driver_names", "sources"), list),
-        "peak_tflops": dict,
-    }
+def _read_gpu(table: dict[str, Any], path: Path) -> Gpu | None:
+    """Take the table of a GPU out of a device's. Whether it has to be there depends on the kind, checked later."""
+    facts = table.pop("gpu", None)
+    if (facts is None) != (table.get("kind", "cpu") == "cpu"):
+        raise BadDevice("the table [gpu] belongs to a GPU, and every GPU needs one", where=str(path))
+    if facts is None:
+        return None
+    _check_names(facts, {field.name for field in fields(Gpu)}, path)
+    _check_kinds(facts, {field.name: _NUMBER if field.type == "float" else int for field in fields(Gpu)}, path)
+    return Gpu(**facts)
+
+
+def _check_names(table: dict[str, Any], wanted: set[str], path: Path) -> None:
+    if missing := sorted(wanted - table.keys()):
+        raise BadDevice(f"lacks {', '.join(missing)}", where=str(path), fix="every field is required")
+    if extra := sorted(table.keys() - wanted):
+        raise BadDevice(f"has unknown fields {', '.join(extra)}", where=str(path))
+
+
+def _check_kinds(table: dict[str, Any], expected: Kinds, path: Path) -> None:
     for name, kind in expected.items():
         if not isinstance(table[name], kind):
             raise BadDevice(f"{name} = {table[name]!r} is of the wrong kind", where=str(path))
+
+
+def _check(table: dict[str, Any], path: Path) -> None:
+    expected: Kinds = {
+        **dict.fromkeys(("title", "kind", "architecture"), str),
+        **dict.fromkeys(("cores", "shared_memory_kib"), int),
+        **dict.fromkeys(("bandwidth_gb_s", "memory_gb"), _NUMBER),
+        **dict.fromkeys(("features", "aliases", "driver_names", "sources"), list),
+        "peak_tflops": dict,
+    }
+    _check_kinds(table, expected, path)
     if table["kind"] not in KINDS:
         raise BadDevice(f"kind = {table['kind']!r}, not one of {', '.join(KINDS)}", where=str(path))
     if "f32" not in table["peak_tflops"]:

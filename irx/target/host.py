@@ -16,16 +16,16 @@ from pathlib import Path
 from types import MappingProxyType
 
 from irx.target.device import Device, devices, find_device
+from irx.target.gpu import host_gpu
 
 CPUINFO = Path("/proc/cpuinfo")
-NVIDIA = Path("/proc/driver/nvidia/gpus")
 # What a code generator can use; the rest of the kernel's flags say nothing about arithmetic.
 USEFUL = re.compile(r"(avx|amx|fma|f16c|sse4|asimd|sve|i8mm|bf16)")
 
 
 @cache
 def host_device() -> Device:
-    """The device that `host` means: IRX_DEVICE if set, else a known GPU of this machine, else its CPU."""
+    """The device that `host` means: IRX_DEVICE if set, else this machine's GPU, else its CPU."""
     if named := os.environ.get("IRX_DEVICE"):
         return find_device(named)
     return host_gpu() or host_cpu()
@@ -73,20 +73,3 @@ def _cores() -> int:
 
 def _memory_gb() -> float:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
-
-
-@cache
-def host_gpu() -> Device | None:
-    """This machine's first GPU that a device file describes, None if there is none.
-
-    Asks the driver's files, so that no CUDA library is loaded.
-    """
-    for information in sorted(NVIDIA.glob("*/information")):
-        model = re.search(r"^Model:\s*(.*)$", information.read_text(), re.MULTILINE)
-        if model and (found := _reported_as(model[1].strip())):
-            return found
-    return None
-
-
-def _reported_as(model: str) -> Device | None:
-    return next((device for device in devices().values() if model in device.driver_names), None)

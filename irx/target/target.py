@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from irx.errors import DeviceNotFound, UnknownTarget
 from irx.target.device import Device, devices, find_device
-from irx.target.host import host_cpu, host_device, host_gpu
+from irx.target.gpu import host_gpu
+from irx.target.host import host_cpu, host_device
 
 BACKENDS = ("torch", "tvm", "triton", "mlir")
 
@@ -57,7 +58,7 @@ def _device(name: str, others: Iterable[str] = ()) -> Device:
 def _gpu() -> Device:
     gpu = host_gpu()
     if gpu is None:
-        named = ", ".join(name for name, device in devices().items() if device.kind == "cuda")
+        named = ", ".join(name for name, device in devices().items() if device.is_gpu)
         advice = f"name the device to compile for: {named}"
         raise DeviceNotFound("target 'cuda' is this machine's GPU, and it has none that IRX knows", fix=advice)
     return gpu

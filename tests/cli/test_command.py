@@ -65,7 +65,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "meant"),
     [
         (["devics"], "devices"),
-        (["devices", "a10"], "a100"),
+        (["devices", "a1000"], "a100"),
         (["passes", "--stage", "normalise"], "normalize"),
         (["ops", "rmsnorm"], "rms_norm"),
         (["ops", "--family", "linea"], "linear"),
@@ -83,9 +83,9 @@ def test_a_user_error_is_one_message(words: list[str], meant: str, capsys: pytes
 def test_debugging_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IRX_DEBUG", "1")
     with pytest.raises(UnknownTarget):
-        main(["devices", "a10"])
+        main(["devices", "a1000"])
     monkeypatch.setenv("IRX_DEBUG", "0")
-    assert main(["devices", "a10"]) == 2
+    assert main(["devices", "a1000"]) == 2
 
 
 def test_a_reader_that_stops_early_is_no_error() -> None:
@@ -103,7 +103,7 @@ def test_devices_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     rows = json.loads(capsys.readouterr().out)
     assert rows[0]["name"] == "cpu"
     assert rows[0]["this_machine"]
-    (a100,) = [row for row in rows if row["name"] == "a100"]
+    (a100,) = [row for row in rows if row["name"] == "a100-80gb"]
     assert a100["peak_tflops"]["bf16"] == 312
     assert a100["sources"]
 

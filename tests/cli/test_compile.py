@@ -34,7 +34,7 @@ def test_the_ledger_as_json(model_folder: Path, capsys: pytest.CaptureFixture[st
     [
         (["-p", "cse | raise-nrom"], "did you mean 'raise-norm'?"),
         (["--target", "tourch"], "did you mean 'torch'?"),
-        (["--target", "torch:a100"], "torch sees no GPU, but a100 is one"),
+        (["--target", "torch:a100"], "torch sees no GPU, but a100-80gb is one"),
     ],
 )
 def test_what_a_user_gets_wrong(

@@ -139,7 +139,7 @@ def test_a_program_that_calls_torch_is_optimized_and_not_compared(
         (["-p", "fold-constants{generated=3}"], "must be bool, not 3"),
         (["-p", "cse | | cse"], "<pipeline>:1:7: expected the name of a pass"),
         (["-o", "no/such/folder/out.irx"], "no/such/folder/out.irx cannot be written"),
-        (["--target", "a10"], "unknown target 'a10'; did you mean 'a100'?"),
+        (["--target", "a1000"], "unknown target 'a1000'; did you mean 'a100'?"),
     ],
 )
 def test_what_a_user_gets_wrong(words: list[str], said: str, file: Path, capsys: pytest.CaptureFixture[str]) -> None:

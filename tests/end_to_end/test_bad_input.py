@@ -80,7 +80,7 @@ def test_example_that_contradicts_the_model() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "hint"),
     [
-        ({"target": "a10"}, errors.UnknownTarget, "a100"),
+        ({"target": "a1000"}, errors.UnknownTarget, "a100"),
         ({"target": "tirton:h100"}, errors.UnknownTarget, "known: torch"),
         ({"pipeline": "default | remove-noop"}, errors.UnknownPass, "remove-noops"),
         ({"pipeline": "defualt"}, errors.UnknownPreset, "default"),

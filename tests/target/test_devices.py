@@ -6,6 +6,7 @@ from irx.errors import BadDevice, DeviceNotFound, UnknownTarget
 from irx.ir.types import DTYPES
 from irx.target import Device, Target, devices, find_device, host_cpu, host_device
 from irx.target import device as device_module
+from irx.target import gpu as gpu_module
 from irx.target import host as host_module
 from irx.target.device import FOLDER, read_device
 from irx.target.host import describe_cpu
@@ -23,7 +24,7 @@ def test_shipped_devices_are_plausible(device: Device) -> None:
     assert device.peak("bf16") >= device.peak("f32") > 1e10
     assert 1e10 < device.bandwidth < 1e13
     assert device.memory >= 1e9
-    assert (device.shared_memory_kib > 0) == (device.kind == "cuda")
+    assert (device.shared_memory_kib > 0) == device.is_gpu == (device.gpu is not None)
 
 
 def test_a_missing_dtype_computes_as_f32() -> None:
@@ -36,7 +37,7 @@ def test_aliases_name_the_device() -> None:
 
 
 def change(tmp_path: Path, old: str, new: str) -> Path:
-    text = (FOLDER / "a100.toml").read_text()
+    text = (FOLDER / "a100-80gb.toml").read_text()
     assert old in text
     path = tmp_path / "mine.toml"
     path.write_text(text.replace(old, new, 1))
@@ -49,9 +50,14 @@ def change(tmp_path: Path, old: str, new: str) -> Path:
         ("cores = 108\n", "", "lacks cores"),
         ("cores = 108", "cores = 108\nclock = 3", "unknown fields clock"),
         ("cores = 108", 'cores = "many"', "cores = 'many' is of the wrong kind"),
-        ('kind = "cuda"', 'kind = "tpu"', "not one of cpu, cuda"),
+        ('kind = "cuda"', 'kind = "tpu"', "not one of cpu, cuda, hip"),
         ("f32 = 19.5\ntf32", "tf32", "lacks f32"),
         ("cores = 108", "cores =", "not valid TOML"),
+        ("\n[gpu]", "\n[chip]", "belongs to a GPU"),
+        ('kind = "cuda"', 'kind = "cpu"', "belongs to a GPU"),
+        ("max_warps = 64\n", "", "lacks max_warps"),
+        ("max_warps = 64", "max_warps = 64.5", "max_warps = 64.5 is of the wrong kind"),
+        ("max_warps = 64", "max_warps = 64\nmax_waves = 1", "unknown fields max_waves"),
     ],
 )
 def test_a_wrong_file_says_what_is_wrong(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -65,7 +71,7 @@ def test_every_field_is_required(tmp_path: Path) -> None:
     path.write_text('title = "x"')
     with pytest.raises(BadDevice) as caught:
         read_device(path)
-    for field in set(Device.__dataclass_fields__) - {"name", "title"}:
+    for field in set(Device.__dataclass_fields__) - {"name", "title", "gpu"}:
         assert field in str(caught.value)
 
 
@@ -90,7 +96,7 @@ def test_a_cpu_is_like_the_device_of_its_width() -> None:
 @pytest.mark.parametrize(
     ("text", "backend", "device"),
     [
-        ("a100", None, "a100"),
+        ("a100", None, "a100-80gb"),
         ("h100", None, "h100-sxm"),
         ("cpu", None, "cpu"),
         ("torch:cpu", "torch", "cpu"),
@@ -109,7 +115,7 @@ def test_a_backend_alone_runs_on_this_machine() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "nearest"), [("a10", "a100"), ("tirton:h100", "triton"), ("triton:h20", "h200"), ("hots", "host")]
+    ("text", "nearest"), [("a1000", "a100"), ("tirton:h100", "triton"), ("triton:h20", "h200"), ("hots", "host")]
 )
 def test_an_unknown_target_names_the_nearest(text: str, nearest: str) -> None:
     with pytest.raises(UnknownTarget, match=f"did you mean '{nearest}'"):
@@ -119,9 +125,11 @@ def test_an_unknown_target_names_the_nearest(text: str, nearest: str) -> None:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A machine whose NVIDIA driver lists what the test writes; returns the driver's folder."""
-    monkeypatch.setattr(host_module, "NVIDIA", tmp_path)
+    monkeypatch.setattr(gpu_module, "NVIDIA", tmp_path)
+    monkeypatch.setattr(gpu_module, "AMD", tmp_path / "amd")
+    monkeypatch.setattr(gpu_module, "LIBRARY", "libno-driver.so")
     monkeypatch.delenv("IRX_DEVICE", raising=False)
-    caches = (host_module.host_gpu, host_module.host_device)
+    caches = (gpu_module.host_gpu, host_module.host_device)
     for function in caches:
         function.cache_clear()
     yield tmp_path
