@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from irx.backends.regions.lowered import Binding, Call
 from irx.backends.tvm.kernel import Kernel, Parameter, Pointer, Size
-from irx.backends.tvm.lowered import Binding, Call
 from irx.backends.tvm.writer import Writer
 from irx.ir.dims import Dim
 

@@ -7,17 +7,18 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import irx.ops  # noqa: F401  declares the ops that a text names
+from irx.backends.regions.lowered import Choices, default_schedule
+from irx.backends.regions.steps import Steps
 from irx.backends.tvm.checking import wrong
 from irx.backends.tvm.codegen import compile_kernels, missing, try_kernels
 from irx.backends.tvm.kernel import Kernel
 from irx.backends.tvm.knobs import Book, Recorded
-from irx.backends.tvm.lowered import Choices, default_schedule
 from irx.backends.tvm.measure import latency
 from irx.backends.tvm.plan import Plan
-from irx.backends.tvm.steps import Lowering, Steps
+from irx.backends.tvm.steps import Lowering
 from irx.backends.tvm.tuning import tasks
 from irx.errors import DamagedArtifact, KernelFailed, MissingFeature
 from irx.ir.excerpt import excerpt
@@ -133,4 +134,4 @@ def runs_here(device: Device) -> bool:
 
 def _kernels(steps: Steps) -> list[Kernel]:
     found = {k.symbol: k for step in steps.steps if step.lowered is not None for k in step.lowered.kernels}
-    return list(found.values())
+    return cast("list[Kernel]", list(found.values()))

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from irx.backends.tvm.buffers import padded
+from irx.backends.regions.buffers import padded
+from irx.backends.regions.lowered import Binding, Call, Capacity, Case, Data, PackedPart, StatePart, Temporary
+from irx.backends.regions.sites import Site
+from irx.backends.regions.steps import Step
 from irx.backends.tvm.kernel import Pointer
-from irx.backends.tvm.lowered import Binding, Call, Capacity, Case, Data, PackedPart, StatePart, Temporary
 from irx.backends.tvm.native import Argument, Entry, Table
-from irx.backends.tvm.sites import Site
-from irx.backends.tvm.steps import Step
 from irx.ir.dims import Bindings, Dim, evaluate
 from irx.ir.graph import Value, Weight
 from irx.ir.types import KVType, TensorType

@@ -18,10 +18,10 @@ from irx import __version__
 from irx.analysis.inputs import random_inputs
 from irx.analysis.random_weights import bind_random_weights
 from irx.analysis.reference import evaluate
-from irx.backends.tvm.lowered import Case
+from irx.backends.regions.lowered import Case
+from irx.backends.regions.sites import Site, alone
+from irx.backends.regions.steps import Step, Steps
 from irx.backends.tvm.plan import Plan
-from irx.backends.tvm.sites import Site, alone
-from irx.backends.tvm.steps import Step, Steps
 from irx.cache import CacheKey, Store
 from irx.errors import IRXError
 from irx.ir.dims import evaluate as number

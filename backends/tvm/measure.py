@@ -13,15 +13,17 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
+from typing import cast
 
 import torch
 
+from irx.backends.regions.lowered import Choices
+from irx.backends.regions.sites import Site, add_sizes
+from irx.backends.regions.steps import Step, Steps
 from irx.backends.tvm.codegen import compile_kernels
 from irx.backends.tvm.kernel import Kernel
-from irx.backends.tvm.lowered import Choices
 from irx.backends.tvm.plan import Plan
-from irx.backends.tvm.sites import Site, add_sizes
-from irx.backends.tvm.steps import Lowering, Step, Steps
+from irx.backends.tvm.steps import Lowering
 from irx.cache import CacheKey, Store
 from irx.ir.blocks import FORMATS
 from irx.ir.dims import evaluate
@@ -61,7 +63,7 @@ def kernels_of(step: Step, sizes: Mapping[str, int]) -> list[Kernel]:
     if step.lowered is None:
         return []
     case = next(c for c in step.lowered.cases if c.most is None or evaluate(c.size, sizes) <= c.most)
-    return [call.kernel for call in case.calls]
+    return [cast(Kernel, call.kernel) for call in case.calls]
 
 
 def _timing(step: Step, sizes: Mapping[str, int], objects: Mapping[str, bytes]) -> Latency:

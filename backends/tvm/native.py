@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from irx.backends.layouts.layout import aligned
 from irx.backends.tvm.amx import request_permission
 from irx.errors import KernelFailed, MissingExtra
 
@@ -70,7 +71,7 @@ class Table:
         self.starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         self._arguments = np.zeros((int(self.starts[-1]) + 1, 2), np.int64)
         self._entries = np.zeros(max(len(entries), 1), ENTRY)
-        self._frame = _aligned(FRAME_BYTES)
+        self._frame = aligned(FRAME_BYTES)
         for i, entry in enumerate(entries):
             self._fill(i, entry)
         words = self._frame.view(np.int64)
@@ -167,17 +168,6 @@ class Runner:
 def runner() -> Runner:
     """The one runner of this process."""
     return Runner()
-
-
-def aligned(size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """`size` zero bytes on a 64-byte boundary, with 64 more behind them that may be read."""
-    return _aligned(size)
-
-
-def _aligned(size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    buffer = np.zeros(size + 128, np.uint8)
-    start = -buffer.ctypes.data % 64
-    return buffer[start : start + size]
 
 
 def _llvm() -> Any:

@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 
+from irx.backends.regions import report
+from irx.backends.regions.buffers import plan_buffers
+from irx.backends.regions.constants import Constants
+from irx.backends.regions.states import States
+from irx.backends.regions.steps import Steps
 from irx.backends.torch.binding import SizeReader
 from irx.backends.torch.plan import Plan as TorchPlan
-from irx.backends.tvm import report
 from irx.backends.tvm.binding import Bound, bind_sizes
-from irx.backends.tvm.buffers import plan_buffers
-from irx.backends.tvm.constants import Constants
 from irx.backends.tvm.native import load
-from irx.backends.tvm.states import States
-from irx.backends.tvm.steps import Steps
 from irx.errors import InputMismatch
 from irx.ir.graph import Graph, Value
 from irx.ir.regions import expanded

@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from irx.backends.layouts.layout import aligned
 from irx.backends.tvm.codegen import missing
 from irx.backends.tvm.kernel import Kernel, Pointer, Size
-from irx.backends.tvm.native import Table, aligned
+from irx.backends.tvm.native import Table
 from irx.backends.tvm.single import table
 from irx.backends.tvm.templates.instructions import PAIRS, dot_pairs
 from irx.backends.tvm.writer import Writer

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from irx.backends.layouts.layout import aligned
 from irx.backends.tvm.codegen import compile_kernels
 from irx.backends.tvm.kernel import Kernel, Pointer
-from irx.backends.tvm.native import Argument, Entry, Table, aligned, load
+from irx.backends.tvm.native import Argument, Entry, Table, load
 from irx.target import Device
 
 

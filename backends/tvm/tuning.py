@@ -14,13 +14,14 @@ from typing import Any
 import torch
 
 import irx.ops  # noqa: F401  declares the ops that a text names
+from irx.backends.regions.lowered import Case, Choices, Lowered, default_schedule
+from irx.backends.regions.sites import alone
+from irx.backends.regions.steps import Step
 from irx.backends.tvm.checking import bound_plan, error, limit_of
 from irx.backends.tvm.codegen import compile_kernels
 from irx.backends.tvm.knobs import task
-from irx.backends.tvm.lowered import Case, Choices, Lowered, default_schedule
 from irx.backends.tvm.measure import kernels_of, ring_of, times
-from irx.backends.tvm.sites import alone
-from irx.backends.tvm.steps import Lowering, Step
+from irx.backends.tvm.steps import Lowering
 from irx.ir.excerpt import excerpt
 from irx.ir.graph import Graph
 from irx.ir.parser import parse

@@ -14,8 +14,8 @@ import torch
 
 import irx
 from irx.api import aim, optimize
+from irx.backends.regions.lowered import Choices, default_schedule
 from irx.backends.tvm.codegen import missing
-from irx.backends.tvm.lowered import Choices, default_schedule
 from irx.backends.tvm.steps import Lowering
 from irx.frontends.sources import read
 from tests.end_to_end.families import FAMILIES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from irx.backends.tvm.layouts.coding import Coding
+from irx.backends.layouts.coding import Coding
 from irx.backends.tvm.layouts.tiles import Tiles
 from irx.backends.tvm.writer import LANES, Writer, constant, splat, typed
 from irx.target import Device

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from irx.backends.tvm.layouts.layout import Layout, room
+from irx.backends.layouts.layout import Layout, room
 from irx.backends.tvm.layouts.tiles import Part, Tiles
 from irx.ir.opdef import Array
 

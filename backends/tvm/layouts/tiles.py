@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from irx.backends.tvm.layouts.coding import CODINGS, Coding
-from irx.backends.tvm.layouts.fields import split
-from irx.backends.tvm.layouts.layout import Layout, room
-from irx.backends.tvm.layouts.raw import join
+from irx.backends.layouts.coding import CODINGS, Coding
+from irx.backends.layouts.fields import split
+from irx.backends.layouts.layout import Layout, room
+from irx.backends.layouts.raw import join
 from irx.ir.opdef import Array
 from irx.ir.types import numpy_dtype
 

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from irx.backends.regions.lowered import Binding, PackedPart, Refusal
 from irx.backends.tvm.arguments import Arguments
 from irx.backends.tvm.elementwise import emit, supports
 from irx.backends.tvm.lanes import Lanes, kind, loaded
 from irx.backends.tvm.layouts.reading import emit_row
-from irx.backends.tvm.lowered import Binding, PackedPart, Refusal
 from irx.backends.tvm.regions.places import Index, Place, Places, Unaligned
 from irx.backends.tvm.regions.tables import Table
 from irx.backends.tvm.writer import LANES, STORAGE, Writer, splat

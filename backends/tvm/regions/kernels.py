@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from irx.backends.regions.lowered import Call, Data, Refusal, Temporary
 from irx.backends.tvm.elementwise import store
 from irx.backends.tvm.lanes import kind
-from irx.backends.tvm.lowered import Call, Data, Refusal, Temporary
 from irx.backends.tvm.regions.code import Buffer, Code, Materialize
 from irx.backends.tvm.regions.places import ZERO, Index, NotFlat, Place, Shape, Unaligned, elements
 from irx.backends.tvm.regions.scans import SCANS, scan_call

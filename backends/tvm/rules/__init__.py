@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from irx.backends.tvm.lowered import Rule
+from irx.backends.regions.lowered import Rule
 from irx.backends.tvm.rules import attention, conv, linear, moe, regions
 
 RULES: tuple[Rule, ...] = (linear.rule, attention.rule, moe.rule, conv.rule, regions.rule)

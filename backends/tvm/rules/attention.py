@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from irx.backends.tvm.attention_region import Append, Attend, Region, parse
-from irx.backends.tvm.lowered import (
+from irx.backends.regions.attention_region import Append, Attend, Region, parse
+from irx.backends.regions.lowered import (
     Binding,
     Call,
     Capacity,

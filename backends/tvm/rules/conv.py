@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from irx.backends.regions.lowered import (
+    Binding,
+    Call,
+    Case,
+    Choices,
+    Data,
+    Lowered,
+    PackedPart,
+    Refusal,
+    Temporary,
+    single,
+)
 from irx.backends.tvm.layouts.stacked import Flattened
 from irx.backends.tvm.layouts.tiles import Tiles
-from irx.backends.tvm.lowered import Binding, Call, Case, Choices, Data, Lowered, PackedPart, Refusal, Temporary, single
 from irx.backends.tvm.rules import linear
 from irx.backends.tvm.templates.conv import gather_call, turn_call
 from irx.backends.tvm.templates.conv_direct import direct_call

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
+from irx.backends.regions.linear_region import LinearRegion, parse
+from irx.backends.regions.lowered import Call, Case, Choices, Lowered, Refusal
 from irx.backends.tvm.elementwise import supports
-from irx.backends.tvm.linear_region import LinearRegion, parse
-from irx.backends.tvm.lowered import Call, Case, Choices, Lowered, Refusal
 from irx.backends.tvm.templates.gemm import gemm_calls
 from irx.backends.tvm.templates.gemm_shape import has_matrices, way
 from irx.backends.tvm.templates.matvec import ROWS, matvec_calls

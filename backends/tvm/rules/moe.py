@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from irx.backends.tvm.lowered import Case, Choices, Lowered, Refusal
+from irx.backends.regions.lowered import Case, Choices, Lowered, Refusal
 from irx.backends.tvm.templates.moe import few_calls, many_calls
 from irx.backends.tvm.templates.moe_shape import experts_of
 from irx.ir.graph import Graph

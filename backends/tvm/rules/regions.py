@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from irx.backends.regions.lowered import Choices, Lowered, Refusal, single
+from irx.backends.regions.simplify import simplified
 from irx.backends.tvm.elementwise import supports
-from irx.backends.tvm.lowered import Choices, Lowered, Refusal, single
 from irx.backends.tvm.regions import moves, reductions, scans  # noqa: F401  declare how their ops are computed
 from irx.backends.tvm.regions.code import OPS
 from irx.backends.tvm.regions.kernels import Region, data
-from irx.backends.tvm.regions.simplify import simplified
 from irx.backends.tvm.regions.tables import tables
 from irx.ir.graph import Graph, Node
 from irx.ir.types import KVType

@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from irx.backends.regions.attention_region import HeadNorm, Heads, Rotation
+from irx.backends.regions.lowered import Binding, Call, Data, Temporary
+from irx.backends.regions.views import View
 from irx.backends.tvm.arguments import Arguments, total, whole
-from irx.backends.tvm.attention_region import HeadNorm, Heads, Rotation
-from irx.backends.tvm.lowered import Binding, Call, Data, Temporary
 from irx.backends.tvm.templates import rope
 from irx.backends.tvm.templates.append_element import Element, Write, largest
 from irx.backends.tvm.templates.attention_form import BLOCK, Form, value_width
 from irx.backends.tvm.templates.attention_storage import Storage
 from irx.backends.tvm.templates.instructions import reduced
-from irx.backends.tvm.views import View
 from irx.backends.tvm.writer import LANES, STORAGE, Writer, at, bf16_bits, splat, widened
 from irx.ir.dims import Dim
 

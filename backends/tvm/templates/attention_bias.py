@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from irx.backends.regions.lowered import Call, Data, Temporary
+from irx.backends.regions.views import View
 from irx.backends.tvm.arguments import Arguments, times, total, whole
-from irx.backends.tvm.lowered import Call, Data, Temporary
 from irx.backends.tvm.templates.attention_form import KEYS, LOG2_E
-from irx.backends.tvm.views import View
 from irx.backends.tvm.writer import STORAGE, Writer, widened
 from irx.ir.dims import Dim, product
 

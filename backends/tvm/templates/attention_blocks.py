@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from irx.backends.regions.lowered import Call, Temporary
 from irx.backends.tvm.arguments import whole
-from irx.backends.tvm.lowered import Call, Temporary
 from irx.backends.tvm.templates.attention_form import BLOCK, KEYS, Form
 from irx.backends.tvm.templates.attention_kernel import (
     AttentionKernel,

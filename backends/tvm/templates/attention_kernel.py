@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from irx.backends.regions.lowered import Binding, Temporary
 from irx.backends.tvm import vector_math
 from irx.backends.tvm.arguments import Arguments, total, whole
-from irx.backends.tvm.lowered import Binding, Temporary
 from irx.backends.tvm.templates.attention_form import BLOCK, KEYS, LOG2_E, Form
 from irx.backends.tvm.templates.attention_tile import Places, RowTexts, Sums, scores, softmax, values
 from irx.backends.tvm.writer import Writer, at, splat, widened

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from irx.backends.regions.lowered import Call, Temporary
 from irx.backends.tvm import vector_math
 from irx.backends.tvm.arguments import whole
-from irx.backends.tvm.lowered import Call, Temporary
 from irx.backends.tvm.templates.attention_form import BLOCK, KEYS, Form
 from irx.backends.tvm.templates.attention_kernel import (
     AttentionKernel,

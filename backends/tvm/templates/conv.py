@@ -7,8 +7,8 @@ turn       sums -> y [batch, filters, positions]
 
 from __future__ import annotations
 
+from irx.backends.regions.lowered import Call, Data, Temporary
 from irx.backends.tvm.kernel import Kernel, Pointer
-from irx.backends.tvm.lowered import Call, Data, Temporary
 from irx.backends.tvm.templates.conv_shape import SIZES, Convolution, share
 from irx.backends.tvm.templates.gemm_product import kept
 from irx.backends.tvm.writer import LANES, STORAGE, Writer

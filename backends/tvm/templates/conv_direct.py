@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
+from irx.backends.regions.lowered import Binding, Call, Data
 from irx.backends.tvm.kernel import Kernel, Parameter, Pointer
 from irx.backends.tvm.lanes import load, loaded, store
-from irx.backends.tvm.lowered import Binding, Call, Data
 from irx.backends.tvm.templates.conv_shape import SIZES, Convolution, share
 from irx.backends.tvm.templates.gemm_product import kept
 from irx.backends.tvm.writer import LANES, STORAGE, Writer, constant, splat

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import TypeVar
 
+from irx.backends.regions.linear_region import FLOATS
+from irx.backends.regions.lowered import Refusal
 from irx.backends.tvm.kernel import Size
-from irx.backends.tvm.linear_region import FLOATS
-from irx.backends.tvm.lowered import Refusal
 from irx.ir.dims import Dim
 from irx.ir.graph import Node, Value
 

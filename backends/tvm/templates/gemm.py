@@ -10,11 +10,11 @@ both compute is equal.
 
 from __future__ import annotations
 
+from irx.backends.regions.linear_region import LinearRegion
+from irx.backends.regions.lowered import Binding, Call, Choices, Data, Temporary
 from irx.backends.tvm.amx import functions, statement
 from irx.backends.tvm.kernel import Kernel, Parameter, Pointer, Size
 from irx.backends.tvm.layouts.tiles import Tiles
-from irx.backends.tvm.linear_region import LinearRegion
-from irx.backends.tvm.lowered import Binding, Call, Choices, Data, Temporary
 from irx.backends.tvm.templates.gemm_instructions import NEEDED
 from irx.backends.tvm.templates.gemm_product import emit_product, kept
 from irx.backends.tvm.templates.gemm_rows import emit_rows

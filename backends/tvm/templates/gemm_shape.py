@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from irx.backends.tvm.layouts.coding import Coding
+from irx.backends.layouts.coding import Coding
+from irx.backends.regions.linear_region import LinearRegion
+from irx.backends.regions.lowered import Choices
 from irx.backends.tvm.layouts.tiles import Tiles
-from irx.backends.tvm.linear_region import LinearRegion
-from irx.backends.tvm.lowered import Choices
 from irx.backends.tvm.templates.linear_shape import LARGEST_GROUP, ProductShape, groups_nest
 from irx.backends.tvm.writer import LANES
 from irx.target import Device

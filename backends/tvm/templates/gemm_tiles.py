@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from irx.backends.tvm.layouts.coding import Coding
+from irx.backends.layouts.coding import Coding
 from irx.backends.tvm.layouts.reading import half
 from irx.backends.tvm.templates.gemm_instructions import code_pairs, halves
 from irx.backends.tvm.templates.gemm_shape import Shape

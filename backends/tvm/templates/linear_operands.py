@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from irx.backends.regions.linear_region import EpilogueOperand, LinearRegion
+from irx.backends.regions.lowered import Binding, Call, Data, PackedPart
 from irx.backends.tvm.elementwise import emit
 from irx.backends.tvm.kernel import Kernel, Parameter, Pointer
 from irx.backends.tvm.lanes import load, store
 from irx.backends.tvm.layouts.tiles import Tiles
-from irx.backends.tvm.linear_region import EpilogueOperand, LinearRegion
-from irx.backends.tvm.lowered import Binding, Call, Data, PackedPart
 from irx.backends.tvm.writer import LANES, STORAGE, Writer, at, splat
 from irx.ir.graph import Value
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from irx.backends.regions.linear_region import LinearRegion
 from irx.backends.tvm.layouts.tiles import Tiles
-from irx.backends.tvm.linear_region import LinearRegion
 from irx.backends.tvm.writer import LANES
 from irx.target import Device
 

@@ -7,9 +7,9 @@ Up to two rows are prepared (norm, rounding) by every thread for itself; more of
 
 from __future__ import annotations
 
+from irx.backends.regions.linear_region import LinearRegion
+from irx.backends.regions.lowered import Call, Choices, Temporary
 from irx.backends.tvm.kernel import Kernel, Pointer, Size
-from irx.backends.tvm.linear_region import LinearRegion
-from irx.backends.tvm.lowered import Call, Choices, Temporary
 from irx.backends.tvm.templates.instructions import PAIRS, PREFETCH
 from irx.backends.tvm.templates.linear_operands import (
     call,

@@ -7,7 +7,7 @@ minimum (int32 `-zero * sum of codes` with planes of zero-based codes, else the 
 
 from __future__ import annotations
 
-from irx.backends.tvm.linear_region import LinearRegion
+from irx.backends.regions.linear_region import LinearRegion
 from irx.backends.tvm.templates.instructions import reduced
 from irx.backends.tvm.templates.matvec_shape import Shape
 from irx.backends.tvm.writer import LANES, Writer, at, bf16_bits, constant, splat, typed

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from irx.backends.tvm.layouts.coding import Coding
+from irx.backends.layouts.coding import Coding
 from irx.backends.tvm.layouts.reading import half
 from irx.backends.tvm.layouts.tiles import Tiles
 from irx.backends.tvm.templates.instructions import dot_bytes, dot_pairs, prefetch

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 
+from irx.backends.regions.linear_region import LinearRegion
 from irx.backends.tvm.layouts.tiles import TILES, Tiles, tiles_for
-from irx.backends.tvm.linear_region import LinearRegion
 from irx.backends.tvm.templates.linear_shape import LARGEST_GROUP, ProductShape, groups_nest
 from irx.backends.tvm.writer import LANES
 from irx.target import Device

@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from irx.backends.regions.lowered import Binding, Call, Data, PackedPart, Temporary
 from irx.backends.tvm.kernel import Kernel, Parameter, Pointer, Size
 from irx.backends.tvm.lanes import load, store
-from irx.backends.tvm.lowered import Binding, Call, Data, PackedPart, Temporary
 from irx.backends.tvm.templates.gemm_product import kept
 from irx.backends.tvm.templates.moe_product import emit_bias, emit_gated, emit_sums
 from irx.backends.tvm.templates.moe_shape import Experts, padded_rows

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from irx.backends.regions.linear_region import FLOATS
+from irx.backends.regions.lowered import Refusal
 from irx.backends.tvm.layouts.stacked import Stacked
 from irx.backends.tvm.layouts.tiles import tiles_for
-from irx.backends.tvm.linear_region import FLOATS
-from irx.backends.tvm.lowered import Refusal
 from irx.ir.dims import Dim
 from irx.ir.graph import Graph, Node, Value
 from irx.target import Device

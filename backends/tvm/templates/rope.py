@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from irx.backends.tvm.attention_region import HeadNorm, Rotation
+from irx.backends.regions.attention_region import HeadNorm, Rotation
 from irx.backends.tvm.lanes import Lanes
 from irx.backends.tvm.vector_math import COS, SIN
 from irx.backends.tvm.writer import Writer, at, splat, widened

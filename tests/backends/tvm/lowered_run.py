@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 
 from irx.analysis.inputs import bind_sizes
-from irx.backends.tvm.codegen import compile_kernels, compile_source, processor
-from irx.backends.tvm.kernel import Pointer
-from irx.backends.tvm.lowered import (
+from irx.backends.regions.lowered import (
     Binding,
     Call,
     Capacity,
@@ -26,6 +24,8 @@ from irx.backends.tvm.lowered import (
     Temporary,
     default_schedule,
 )
+from irx.backends.tvm.codegen import compile_kernels, compile_source, processor
+from irx.backends.tvm.kernel import Pointer
 from irx.backends.tvm.native import Argument, Entry, Table, aligned, load
 from irx.backends.tvm.single import aligned_copy
 from irx.ir.dims import Bindings, evaluate

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from irx.backends.regions.lowered import Call, Choices, Data, Lowered, Rule
 from irx.backends.tvm.kernel import Kernel, Pointer
-from irx.backends.tvm.lowered import Call, Choices, Data, Lowered, Rule
 from irx.backends.tvm.rules import RULES
 from irx.ir.graph import Graph
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from irx.analysis.reference import evaluate
-from irx.backends.tvm.lowered import Refusal
+from irx.backends.regions.lowered import Refusal
 from irx.backends.tvm.rules.attention import rule
 from irx.ir.graph import Graph
-from irx.ir.types import CODES, numpy_dtype
+from irx.ir.codes import CODES
+from irx.ir.types import numpy_dtype
 from irx.ir.weights import Weights
 from irx.target import find_device
 from tests.backends.tvm.attention_bodies import as_numbers, decoder, error, graph_of, random_arrays, run_chunks

@@ -12,12 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import irx.ops  # noqa: F401  declares the ops
+from irx.backends.regions.buffers import plan_buffers
+from irx.backends.regions.lowered import Choices, default_schedule
+from irx.backends.regions.steps import Step, Steps
 from irx.backends.torch.plan import Plan as TorchPlan
-from irx.backends.tvm.buffers import plan_buffers
 from irx.backends.tvm.codegen import compile_kernels, missing
-from irx.backends.tvm.lowered import Choices, default_schedule
 from irx.backends.tvm.plan import Plan
-from irx.backends.tvm.steps import Lowering, Step, Steps
+from irx.backends.tvm.steps import Lowering
 from irx.ir.dims import evaluate, symbol
 from irx.ir.graph import Graph, Value
 from irx.ir.types import TensorType

@@ -5,9 +5,9 @@ import pytest
 
 import irx.ops  # noqa: F401 - registers the ops that the texts name
 from irx.analysis.reference import evaluate
+from irx.backends.regions.lowered import Refusal
 from irx.backends.tvm.layouts.stacked import Flattened
 from irx.backends.tvm.layouts.tiles import tiles_for
-from irx.backends.tvm.lowered import Refusal
 from irx.backends.tvm.rules.conv import rule
 from irx.ir.graph import Graph
 from irx.ir.parser import parse as parse_text

@@ -12,10 +12,10 @@ import pytest
 
 import irx.ops  # noqa: F401
 from irx.analysis.reference import evaluate
+from irx.backends.regions.linear_region import parse
+from irx.backends.regions.lowered import Choices, single
 from irx.backends.tvm.amx import request_permission
 from irx.backends.tvm.codegen import compile_kernels
-from irx.backends.tvm.linear_region import parse
-from irx.backends.tvm.lowered import Choices, single
 from irx.backends.tvm.templates.gemm import gemm_calls
 from irx.backends.tvm.templates.gemm_shape import has_matrices, way
 from irx.backends.tvm.templates.matvec_shape import layouts_of

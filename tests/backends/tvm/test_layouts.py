@@ -4,8 +4,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from irx.backends.layouts.coding import CODINGS
 from irx.backends.tvm.kernel import Kernel, Pointer
-from irx.backends.tvm.layouts.coding import CODINGS
 from irx.backends.tvm.layouts.reading import emit_row
 from irx.backends.tvm.layouts.tiles import tiles_for
 from irx.backends.tvm.single import run_kernel

@@ -7,8 +7,8 @@ import pytest
 
 import irx.ops  # noqa: F401 - registers the ops that the texts name
 from irx.analysis.reference import evaluate
-from irx.backends.tvm.linear_region import parse
-from irx.backends.tvm.lowered import Case, Choices, Lowered, Refusal
+from irx.backends.regions.linear_region import parse
+from irx.backends.regions.lowered import Case, Choices, Lowered, Refusal
 from irx.backends.tvm.rules.linear import rule
 from irx.backends.tvm.templates.matvec import matvec_calls
 from irx.ir.blocks import FORMATS

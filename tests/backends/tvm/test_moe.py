@@ -7,9 +7,9 @@ import pytest
 import irx.ops  # noqa: F401 - registers the ops that the texts name
 from irx.analysis.inputs import random_inputs
 from irx.analysis.reference import evaluate
+from irx.backends.regions.lowered import Refusal
 from irx.backends.tvm.layouts.stacked import Stacked
 from irx.backends.tvm.layouts.tiles import tiles_for
-from irx.backends.tvm.lowered import Refusal
 from irx.backends.tvm.rules.moe import FEW, rule
 from irx.ir.graph import Graph
 from irx.ir.parser import parse as parse_text

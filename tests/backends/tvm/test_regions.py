@@ -10,7 +10,7 @@ import pytest
 
 import irx.ops  # noqa: F401  declares the ops
 from irx.analysis.reference import evaluate
-from irx.backends.tvm.lowered import Lowered, Refusal
+from irx.backends.regions.lowered import Lowered, Refusal
 from irx.backends.tvm.rules.regions import rule
 from irx.ir.dims import symbol
 from irx.ir.graph import Builder, Graph, Value

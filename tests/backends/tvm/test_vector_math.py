@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from irx.backends.regions.lowered import Call as KernelCall
+from irx.backends.regions.lowered import Lowered, single
 from irx.backends.tvm import vector_math
 from irx.backends.tvm.kernel import Kernel, Pointer, Size
-from irx.backends.tvm.lowered import Call as KernelCall
-from irx.backends.tvm.lowered import Lowered, single
 from irx.backends.tvm.native import load
 from irx.backends.tvm.single import aligned_copy
 from irx.backends.tvm.writer import Writer

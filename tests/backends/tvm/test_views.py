@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from irx.backends.tvm.attention_region import parse
-from irx.backends.tvm.views import View, viewed, whole
+from irx.backends.regions.attention_region import parse
+from irx.backends.regions.views import View, viewed, whole
 from irx.ir.dims import evaluate
 from tests.backends.tvm.attention_bodies import decoder, graph_of
 

@@ -8,14 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, Protocol, TypeAlias
 
-from irx.backends.tvm.kernel import Kernel
-from irx.backends.tvm.layouts.layout import Layout
+from irx.backends.layouts.layout import Layout
 from irx.ir.dims import Dim
 from irx.ir.graph import Graph, Value
 from irx.target import Device
 from irx.tuning import Choice
+
+
+class Kernel(Protocol):
+    """What is common to the kernels of all backends. Parameters have a `name` each."""
+
+    @property
+    def name(self) -> str:
+        """What it computes, in a word."""
+
+    @property
+    def symbol(self) -> str:
+        """The name of the compiled function, unique to its text."""
+
+    @property
+    def parameters(self) -> tuple[Any, ...]:
+        """What a call binds, in order."""
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Literal as OneOf
 from typing import TypeAlias
 
-from irx.backends.tvm.layouts.coding import CODINGS
-from irx.backends.tvm.lowered import Refusal
+from irx.backends.layouts.coding import CODINGS
+from irx.backends.regions.lowered import Refusal
 from irx.ir.dims import Dim, product
 from irx.ir.graph import Graph, Literal, Node, Value
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from irx.backends.tvm.sites import Site
+from irx.backends.regions.sites import Site
 from irx.ir.dims import Dim
 from irx.ir.graph import Graph, Value, Weight
 from irx.ir.opdef import tensor_bytes

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from irx.backends.tvm.buffers import Buffers
-from irx.backends.tvm.steps import Step, Steps
+from irx.backends.regions.buffers import Buffers
+from irx.backends.regions.steps import Step, Steps
 from irx.ir.dims import Dim, evaluate
 from irx.ir.opdef import tensor_bytes
 from irx.ir.sizes import used_sizes

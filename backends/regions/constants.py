@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from irx.backends.layouts.layout import Layout, Plain
+from irx.backends.regions.lowered import Data, PackedPart
+from irx.backends.regions.sites import alone
+from irx.backends.regions.steps import Step, Steps
 from irx.backends.torch.plan import Plan as TorchPlan
-from irx.backends.tvm.layouts.layout import Layout, Plain
-from irx.backends.tvm.lowered import Data, PackedPart
-from irx.backends.tvm.sites import alone
-from irx.backends.tvm.steps import Step, Steps
 from irx.ir.graph import Graph, Literal, Value, Weight
 from irx.ir.opdef import Array
 from irx.ir.regions import expanded
@@ -72,7 +72,7 @@ class Constants:
     def _value(self, value: Value, store: WeightStore) -> Tensor:
         if isinstance(value, Weight):
             return packed_weights(Plain(), (value.name,), store)["data"]
-        number = store.number(("tvm constant", self._key(value)))
+        number = store.number(("kernel constant", self._key(value)))
         made: Tensor = store.derived(number, lambda: self._computed(value, store))
         return made
 
@@ -109,7 +109,7 @@ class Constants:
 def packed_weights(layout: Layout, names: tuple[str, ...], store: WeightStore) -> dict[str, Tensor]:
     """Weights in a layout, made when they are first asked for; plain ones can be made again from it."""
     parts = layout.parts
-    made = store.derived(store.number(("tvm layout", layout, names)), lambda: _pack(layout, names, store))
+    made = store.derived(store.number(("layout", layout, names)), lambda: _pack(layout, names, store))
     for index, name in enumerate(names):
         store.recoverable(name, partial(_unpacked, layout, dict(zip(parts, made, strict=True)), index))
     return dict(zip(parts, made, strict=True))

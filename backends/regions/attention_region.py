@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import cast
 
-from irx.backends.tvm.lowered import Refusal
-from irx.backends.tvm.views import View, row_major, viewed, whole
+from irx.backends.regions.lowered import Refusal
+from irx.backends.regions.views import View, row_major, viewed, whole
 from irx.ir.dims import Dim
 from irx.ir.graph import Graph, Literal, Node, Value
 from irx.ir.types import KVType

@@ -12,8 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from irx.backends.tvm.native import aligned
 from irx.ir.opdef import Array
+
+
+def aligned(size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """`size` zero bytes on a 64-byte boundary, with 64 more behind them that may be read."""
+    buffer = np.zeros(size + 128, np.uint8)
+    start = -buffer.ctypes.data % 64
+    return buffer[start : start + size]
 
 
 def room(shape: Sequence[int], dtype: Any) -> Array:

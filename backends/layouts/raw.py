@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from irx.backends.tvm.layouts.fields import Fields
+from irx.backends.layouts.fields import Fields
 from irx.ir.blocks import FORMATS, OWN_GROUPS, Bytes
 
 _Joiner: TypeAlias = Callable[[Mapping[str, Any]], "tuple[Any, ...]"]
