@@ -12,7 +12,9 @@ Catch `IRXError` for all of them. The command line prints the message alone and 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+
+_SHOWN_PARTS = 5
 
 
 class IRXError(Exception):
@@ -306,6 +308,15 @@ class PromptTooLong(IRXError):
         super().__init__(f"{length} tokens are wanted, but max_length is {limit}", where=where, fix=advice)
 
 
+class TokensEvicted(IRXError):
+    """A session is to go back behind tokens by which others were evicted from its cache."""
+
+    def __init__(self, length: int, least: int) -> None:
+        self.length, self.least = length, least
+        what = f"a row cannot be truncated to {length} tokens: which of the first {least} stayed was decided at {least}"
+        super().__init__(what, fix=f"truncate to {least} or more, or to 0, or fork the session before the prompt")
+
+
 class BatchTooLarge(IRXError):
     """More rows than the executable was compiled for."""
 
@@ -340,3 +351,41 @@ class MissingFeature(ArtifactError):
 
 class KernelFailed(IRXError):
     """A compiled kernel reported an error or could not be compiled."""
+
+
+# --- GPUs -----------------------------------------------------------------------------------------------------------
+
+
+class NoGpu(MissingFeature):
+    """Kernels for a GPU are to run on a machine where no driver or no GPU answers."""
+
+
+class OtherArchitecture(MissingFeature):
+    """Binaries of one GPU architecture are to run on another, and cannot be built again here."""
+
+    def __init__(self, made_for: str, here: str, *, fix: str) -> None:
+        self.made_for, self.here = made_for, here
+        super().__init__(f"the kernels were compiled for {made_for}, and this machine's GPU is {here}", fix=fix)
+
+
+class DriverTooOld(MissingFeature):
+    """The GPU's driver does not read binaries of this compiler."""
+
+
+class KernelTooLarge(KernelFailed):
+    """A kernel takes more shared memory or registers than the device has; it is never launched."""
+
+    def __init__(self, kernel: str, reason: str) -> None:
+        self.kernel, self.reason = kernel, reason
+        super().__init__(f"the kernel {kernel} takes {reason}", fix="choose a smaller schedule: irx tune does")
+
+
+class GpuOutOfMemory(IRXError):
+    """The GPU's memory does not hold what a model needs; the message names the largest parts."""
+
+    def __init__(self, wanted: int, free: int, parts: Mapping[str, int]) -> None:
+        self.wanted, self.free, self.parts = wanted, free, dict(parts)
+        largest = sorted(self.parts.items(), key=lambda part: -part[1])[:_SHOWN_PARTS]
+        told = ", ".join(f"{name} {size / 1e9:.3g} GB" for name, size in largest)
+        what = f"{wanted / 1e9:.3g} GB are needed on the GPU, and {free / 1e9:.3g} GB are free; the largest: {told}"
+        super().__init__(what, fix="use a smaller max_length or max_batch, or quantize the weights or the cache")
