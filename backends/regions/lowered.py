@@ -44,12 +44,14 @@ class Data:
 class Temporary:
     """A buffer of `bytes` that lives while the calls of one region run; equal names in one region are one buffer.
 
-    With `per_thread` every thread has `bytes` of its own: the buffer is `nt` times as large.
+    With `per_thread` every thread has `bytes` of its own: the buffer is `nt` times as large (CPUs only). One that is
+    `zeroed` (GPUs only) holds zeros when the region starts, because kernels leave zeros there: counters of arrivals.
     """
 
     name: str
     bytes: Dim
     per_thread: bool = False
+    zeroed: bool = False
 
 
 @dataclass(frozen=True)
