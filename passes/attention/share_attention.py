@@ -158,8 +158,16 @@ class _Sharing:
         entries = self.program.meta.get("cache", [])
         states = {entry["module"]: entry["state"] for entry in entries}
         if leader.name in states:
+            self._tell_partial(states[leader.name], states[follower.name])
             states[follower.name] = states[leader.name]
             self.program.meta["cache"] = [{"state": states[e["module"]], "module": e["module"]} for e in entries]
+
+    def _tell_partial(self, leader: str, follower: str) -> None:
+        """Where a layer has fewer tokens of a prompt than its leader, the slots that it reads must say their positions."""
+        partial = self.program.meta.get("partial", [])
+        if follower in partial:
+            others = [name for name in partial if name not in (leader, follower)]
+            self.program.meta["partial"] = sorted([*others, leader])
 
 
 def _drop_unread_states(graph: Graph) -> None:
