@@ -103,7 +103,8 @@ class Kernel:
     def symbol(self) -> str:
         """The name of the compiled function, unique to its text and to how it is compiled."""
         parts = (self.name, self.body, self.helpers, repr((self.parameters, self.grid, self.constants, self.options)))
-        return f"{self.name}_{hashlib.sha256('\n'.join(parts).encode()).hexdigest()[:16]}"
+        text = "\n".join(parts)
+        return f"{self.name}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     @property
     def options(self) -> dict[str, int | bool]:
