@@ -50,7 +50,7 @@ def disassembler() -> Path | None:
 
 
 def resource_rows(graph: str, usages: Mapping[str, Usage], device: Device) -> list[Row]:
-    """The ledger's rows about a graph's kernels, those that spill first; whoever collects them counts their steps on."""
+    """The ledger's rows about a graph's kernels, those that spill first; steps are counted on by others."""
     ordered = sorted(usages.items(), key=lambda item: item[1].spills == 0)
     return [
         Row(0, "report-resources", "lower", "exact", KEPT, f"{name}: {usage.describe(device)}", (graph,), 1)

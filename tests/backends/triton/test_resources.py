@@ -85,7 +85,7 @@ def test_a_kernel_that_cannot_run_is_refused() -> None:
     require_fit(usage, "product", find_device("h200"))
     large = replace(usage, shared=150 * 1024)
     require_fit(large, "product", find_device("a100"))
-    with pytest.raises(KernelTooLarge, match="product takes 153600 bytes of .*, l4 has at most 101376"):
+    with pytest.raises(KernelTooLarge, match=r"product takes 153600 bytes of .*, l4 has at most 101376"):
         require_fit(large, "product", find_device("l4"))
 
 
