@@ -163,7 +163,7 @@ class _Sharing:
             self.program.meta["cache"] = [{"state": states[e["module"]], "module": e["module"]} for e in entries]
 
     def _tell_partial(self, leader: str, follower: str) -> None:
-        """Where a layer has fewer tokens of a prompt than its leader, the slots that it reads must say their positions."""
+        """The slots that a layer with fewer tokens of a prompt than its leader reads must say their positions."""
         partial = self.program.meta.get("partial", [])
         if follower in partial:
             others = [name for name in partial if name not in (leader, follower)]

@@ -1,4 +1,4 @@
-"""Two small models as text on which every lossy pass finds something to do: a decoder with its cache, and an encoder."""
+"""Two small models as text, a decoder with its cache and an encoder: every lossy pass finds something to do on one."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Every pair of lossy passes: both at once give a correct program, or one is refused and says why.
 
-The pairs are generated from the passes that there are, so a new one is met with all others as soon as it exists; OPTIONS
-says how it is spelled where its defaults do nothing on small models. A correct program is one that the verifier accepts,
-that the torch backend computes as the oracle does, and whose cache gives what `forward` gives: token by token always,
-and with a prompt at once where no pass treats prompts apart.
+The pairs are generated from the passes that there are, so a new one is met with all others as soon as it exists;
+OPTIONS says how it is spelled where its defaults do nothing on small models. A correct program is one that the verifier
+accepts, that the torch backend computes as the oracle does, and whose cache gives what `forward` gives: token by token
+always, and with a prompt at once where no pass treats prompts apart.
 """
 
 from __future__ import annotations
@@ -104,11 +104,11 @@ def _composed(text: str, model: str) -> Program | None:
     ctx.calibration = Calibration([_given(program, seed) for seed in (1, 2)], by_oracle)
     try:
         made, ledger = Pipeline.parse(text, passes(), presets={}).run(program, ctx, strict=True)
-    except PassConflict as error:
-        assert "cannot be in one pipeline" in str(error)
+    except PassConflict:
         return None
     except PassRefused as error:
-        assert isinstance(error.__cause__, IRXError), f"{text}: a pass broke, {error}"
+        if not isinstance(error.__cause__, IRXError):
+            raise  # the pass broke, which is no reason
         return None
     return made if _all_kept(ledger) else None
 
