@@ -66,7 +66,6 @@ def power(w: Writer, x: str, y: str) -> str:
     size = w.let(f"tl.exp({exponent} * tl.log(tl.abs({base})))")
     whole = w.let(f"tl.floor({exponent}) == {exponent}")
     odd = w.let(f"(tl.floor({exponent} * 0.5) * 2.0 != {exponent})")
-    signed = w.let(
-        f"tl.where({base} < 0, tl.where({whole}, tl.where({odd}, 0.0 - {size}, {size}), float('nan')), {size})"
-    )
+    below = w.let(f"tl.where({odd}, 0.0 - {size}, {size})")
+    signed = w.let(f"tl.where({base} < 0, tl.where({whole}, {below}, float('nan')), {size})")
     return f"tl.where({exponent} == 0.0, 1.0, {signed})"

@@ -102,8 +102,8 @@ class Kernel:
     @cached_property
     def symbol(self) -> str:
         """The name of the compiled function, unique to its text and to how it is compiled."""
-        parts = (self.name, self.body, self.helpers, repr((self.parameters, self.grid, self.constants, self.options)))
-        text = "\n".join(parts)
+        how = repr((self.parameters, self.grid, self.constants, self.options))
+        text = "\n".join((self.name, self.body, self.helpers, how))
         return f"{self.name}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     @property
@@ -133,9 +133,8 @@ class Kernel:
         names = [p.name for p in self.parameters] + [f"{name}: tl.constexpr" for name, _ in self.constants]
         lines = [f"@triton.jit\ndef {self.symbol}({', '.join(names)}):"]
         lines += [f"    {line}" if line else "" for line in self.body.splitlines()]
-        return "\n\n".join(
-            [HEAD, *([self.helpers.strip("\n") + "\n"] if self.helpers else []), "\n".join(lines) + "\n"]
-        )
+        helpers = [self.helpers.strip("\n") + "\n"] if self.helpers else []
+        return "\n\n".join([HEAD, *helpers, "\n".join(lines) + "\n"])
 
 
 def _divisible(parameter: Parameter) -> bool:
