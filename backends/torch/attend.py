@@ -50,23 +50,23 @@ def weigh(
     p = torch.exp(logits - shift)
     total = p.sum(-1, keepdim=True)
     total = total if sink is None else total + torch.exp(sink - shift)
-    out = _grouped(p / total.clamp_min(torch.finfo(p.dtype).tiny), v.to(p.dtype))
+    out = grouped(p / total.clamp_min(torch.finfo(p.dtype).tiny), v.to(p.dtype))
     return out.to(q.dtype), (total.log() + shift)[..., 0]
 
 
 def logits_of(q: Tensor, k: Tensor, scale: float, softcap: float | None) -> Tensor:
     """scale * q k^T, then the soft cap: [B, H, S, T] in float32 at least."""
     wide = torch.promote_types(q.dtype, torch.float32)
-    logits = _grouped(q.to(wide), k.to(wide).transpose(2, 3)) * scale
+    logits = grouped(q.to(wide), k.to(wide).transpose(2, 3)) * scale
     return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
 
-def _grouped(x: Tensor, y: Tensor) -> Tensor:
+def grouped(x: Tensor, y: Tensor) -> Tensor:
     """x [B, H, S, K] times y [B, G, K, N], head h with group h // (H / G): [B, H, S, N]."""
     batch, heads, rows, _ = x.shape
     if heads == y.shape[1]:
         return torch.matmul(x, y)
-    stacked = x.reshape(batch, y.shape[1], -1, x.shape[3])
+    stacked = x.reshape(batch, y.shape[1], heads // y.shape[1] * rows, x.shape[3])
     return torch.matmul(stacked, y).reshape(batch, heads, rows, y.shape[3])
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 from irx.errors import VerifyError
+from irx.ir.codes import is_code
 from irx.ir.graph import Graph, Node, Value
 from irx.ir.regions import body_of
-from irx.ir.types import CODES, KVType, is_float
+from irx.ir.types import KVType, is_float
 
 _WORD = re.compile(r"[\w.-]+")
 
@@ -50,5 +51,5 @@ def _check_words(graph: Graph, value: Value) -> None:
         return
     if not _WORD.fullmatch(kind.layout) or not _WORD.fullmatch(kind.shared_with or "-"):
         raise VerifyError(9, f"the layout or sharer of {kind} is no plain word", where=f"@{graph.name}: %{value.name}")
-    if kind.code is not None and (kind.code not in CODES or not is_float(kind.dtype)):
+    if kind.code is not None and (not is_code(kind.code) or not is_float(kind.dtype)):
         raise VerifyError(9, f"{kind} has no known code of floats", where=f"@{graph.name}: %{value.name}")

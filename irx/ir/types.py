@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from irx.ir import blocks
+from irx.ir.codes import code_bytes
 from irx.ir.dims import Dim, product
 
 _NUMPY: dict[str, str] = {
@@ -34,11 +35,6 @@ FLOATS = ("f8e4m3", "f8e5m2", "f16", "bf16", "f32", "f64")
 INTEGERS = ("u8", "i8", "i16", "i32", "i64")
 WEAK = ("bool_", "int_", "float_")
 DTYPES = ("bool", *INTEGERS, *FLOATS)
-
-CODES = {"token8": 8, "token4": 4}
-"""Bits of an element by the code of a KV state."""
-CODE_BYTES = 4
-"""Bytes that codes need beside them for each token and head: a float16 step and a float16 lowest value."""
 
 
 def is_float(dtype: str) -> bool:
@@ -164,11 +160,15 @@ class KVType:
     reads without horizontal sums. A dtype of i8 keeps one f32 scale per token and head.
 
     `code` says how tokens of that dtype are stored where they are not stored as they are: `token8` and `token4` keep
-    codes of 8 and 4 bits, and for each token and head a float16 step and a float16 value of code 0.
+    codes of 8 and 4 bits, and for each token and head a float16 step and a float16 value of code 0. `kivi2-32-128` and
+    the like keep codes in groups, and the newest tokens as they are: see `irx.ir.codes`.
 
     `heads` is the number of key heads, `value_heads` that of value heads (equal for every model seen so far, but a
     cache pass may change one). `k_dim` and `v_dim` are elements per head. `capacity` is in tokens, `None` when the
     runtime chooses it. `shared_with` names the site whose cache this one reads.
+
+    `kept` is the share of a sequence's tokens that is held, where some go and slots are no positions; 1 where the share
+    is not known. None: a state holds all tokens, each in the slot of its position.
     """
 
     heads: int
@@ -180,6 +180,7 @@ class KVType:
     capacity: Dim | None = None
     shared_with: str | None = None
     code: str | None = None
+    kept: float | None = None
 
     @property
     def storage(self) -> str:
@@ -191,7 +192,7 @@ class KVType:
         """Bytes one more token costs, in one row of the batch."""
         if self.code is not None:
             sides = ((self.heads, self.k_dim), (self.value_heads, self.v_dim))
-            return sum(heads * (-(-dim * CODES[self.code] // 8) + CODE_BYTES) for heads, dim in sides)
+            return sum(heads * code_bytes(self.code, dim) for heads, dim in sides)
         scales = 4 * (self.heads + self.value_heads) if self.dtype == "i8" else 0
         return (self.heads * self.k_dim + self.value_heads * self.v_dim) * item_bytes(self.dtype) + scales
 
@@ -203,6 +204,7 @@ class KVType:
         parts += [f"code={self.code}"] if self.code is not None else []
         parts += [f"cap={self.capacity}"] if self.capacity is not None else []
         parts += [f"shared_with={self.shared_with}"] if self.shared_with is not None else []
+        parts += [f"kept={self.kept}"] if self.kept is not None else []
         return f"kv<{', '.join(parts)}>"
 
 

@@ -10,10 +10,11 @@ from typing import TypeVar
 
 from irx.errors import nearest
 from irx.ir.blocks import FORMATS
+from irx.ir.codes import CODES, is_code
 from irx.ir.dims import Dim, SymDim, names, parse_dim
 from irx.ir.lexer import Cursor
 from irx.ir.opdef import Attr, Operand
-from irx.ir.types import CODES, DTYPES, WEAK, KVType, TensorType, Type, is_dtype
+from irx.ir.types import DTYPES, WEAK, KVType, TensorType, Type, is_dtype
 
 _T = TypeVar("_T")
 _CLOSING = frozenset([",", "]", "}", ")", ""])
@@ -130,7 +131,7 @@ def parse_type(text: str) -> Type:
     return TensorType(tuple(map(_extent, _split(rest[:-1]))), dtype)
 
 
-_KV_FIELDS = ("heads", "value_heads", "dim", "k_dim", "v_dim", "cap", "shared_with", "code")
+_KV_FIELDS = ("heads", "value_heads", "dim", "k_dim", "v_dim", "cap", "shared_with", "code", "kept")
 
 
 def _kv_type(text: str) -> KVType:
@@ -148,9 +149,20 @@ def _kv_type(text: str) -> KVType:
     v_dim = _count(fields, "v_dim") if "v_dim" in fields else k_dim
     capacity = _extent(fields["cap"]) if "cap" in fields else None
     code = fields.get("code")
-    if code is not None and code not in CODES:
-        raise ValueError(f"unknown code {code!r} of a KV type; there are {', '.join(CODES)}")
-    return KVType(heads, value_heads, k_dim, v_dim, dtype, layout, capacity, fields.get("shared_with"), code)
+    if code is not None and not is_code(code):
+        raise ValueError(f"unknown code {code!r} of a KV type; there are {', '.join(CODES)} and kivi2-32-128")
+    kept = _share(fields["kept"]) if "kept" in fields else None
+    return KVType(heads, value_heads, k_dim, v_dim, dtype, layout, capacity, fields.get("shared_with"), code, kept)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 < share <= 1:
+        raise ValueError(f"a KV type keeps a share above 0 and up to 1, not {text!r}")
+    return share
 
 
 def _count(fields: dict[str, str], name: str) -> int:

@@ -6,10 +6,11 @@ import numpy as np
 
 from irx.errors import TypeRuleError
 from irx.ir.blocks import FORMATS
+from irx.ir.codes import CODES
 from irx.ir.dims import Dim
 from irx.ir.opdef import Array, OpDef
 from irx.ir.packing import is_writable, pack
-from irx.ir.types import CODES, TensorType
+from irx.ir.types import TensorType
 from irx.ops.shapes import need, need_float
 
 SMALLEST = 2.0**-100

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from irx.ir.types import CODES, KVType
+from irx.ir.codes import CODES
+from irx.ir.types import KVType
 from irx.runtime.kv_codes import Plain, SymmetricBytes, TokenCodes
 from irx.runtime.tensors import TORCH
 

@@ -1,4 +1,4 @@
-"""kv-quantize: keys and values are stored as codes of 8 or 4 bits.
+"""kv-quantize: keys and values are stored as codes of 8, 4 or 2 bits.
 
 Before:
 
@@ -17,6 +17,13 @@ After, with bits=4:
 
 Tokens become codes when they are appended, those of the prompt too, so what attention sees does not depend on how a
 prompt was divided; `forward`, which has no cache, rounds its keys and values alike.
+
+With scheme=kivi, bits=2 the code is kivi2-32-128, and attention in `forward` becomes what sees old tokens as codes:
+
+      %y = irx.coded_attention(%x, %x, %x) {code="kivi2-32-128", scale=0.125} : f32[B, 2, S, 64]
+
+What a query sees as codes depends on its position alone, in a prompt as in a step: keys before the last multiple of
+128, values more than 127 tokens back.
 """
 
 from __future__ import annotations
@@ -25,6 +32,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from irx.ir.codes import TailedCode, tailed
 from irx.ir.graph import Builder, Graph, Loc, Node, Value
 from irx.ir.program import Program
 from irx.ir.regions import body_of
@@ -33,27 +41,42 @@ from irx.pipeline.base import Context, Effect, NearMiss, Pass, Report, Site, Sta
 from irx.rewrite.report import Fuel
 
 FULL = 16
+_BITS = {"token": (8, 4), "kivi": (4, 2)}
 
 
 @dataclass(frozen=True)
 class KvQuantize(Pass):
-    """Store keys and values in 8 or 4 bits, with a float16 step and lowest value for every token and head.
+    """Store keys and values in few bits, with float16 steps and lowest values.
 
-    `bits` 16 leaves the cache as it is.
+    `token` (8 or 4 bits): one step for every token and head. `kivi` (4 or 2 bits): one for each channel of `group` keys
+    and for `group` channels of each value, and the newest tokens, up to `tail`, as they are. `bits` 16 leaves the cache
+    as it is.
     """
 
-    scheme: Literal["token"] = "token"
+    scheme: Literal["token", "kivi"] = "token"
     bits: int = 8
+    group: int = 32
+    tail: int = 128
 
     name = "kv-quantize"
     stage = Stage.CACHE
     effect = Effect.LOSSY
-    paper = "Lin et al. 2024, QServe, arXiv:2405.04532"
+    paper = "Lin et al. 2024, QServe, arXiv:2405.04532; Liu et al. 2024, KIVI, arXiv:2402.02750"
     measure = "mean KL of next-token distributions under teacher forcing"
 
     def __post_init__(self) -> None:
-        if self.bits not in (4, 8, FULL):
-            raise ValueError(f"bits is {self.bits}, but must be 4, 8 or {FULL}")
+        allowed = _BITS[self.scheme]
+        if self.bits not in (*allowed, FULL):
+            raise ValueError(f"bits is {self.bits}, but with scheme={self.scheme} must be in {(*allowed, FULL)}")
+        if self.scheme == "kivi" and tailed(f"kivi{allowed[0]}-{self.group}-{self.tail}") is None:
+            raise ValueError(f"a tail of {self.tail} tokens is no whole groups of {self.group}")
+
+    @property
+    def code(self) -> str:
+        """The word of a KV type."""
+        if self.scheme == "token":
+            return f"token{self.bits}"
+        return str(TailedCode(self.bits, self.group, self.tail))
 
     def run(self, program: Program, ctx: Context) -> Report:
         if self.bits == FULL:
@@ -61,7 +84,7 @@ class KvQuantize(Pass):
         states = list(dict.fromkeys(v.name for graph in program.graphs.values() for v in _states(graph)))
         if not states:
             return Report(note="there is no cache")
-        change = _Change(program, self.name, f"token{self.bits}", ctx.fuel)
+        change = _Change(program, self.name, self.code, ctx.fuel)
         for name in states:
             change.state(name)
         return change.report
@@ -84,7 +107,7 @@ class _Change:
         graph, state = found[0]
         readers = list(_readers(graph, state))
         place = readers[0].loc if readers else Loc()
-        reason = next((reason for g, v in found if (reason := _obstacle(g, v)) is not None), None)
+        reason = next((reason for g, v in found if (reason := _obstacle(g, v, self.code)) is not None), None)
         forward = self.program.graphs.get("forward")
         same = [] if forward is None or _states(forward) else _matching(graph, readers, forward)
         if reason is None and same is None:
@@ -104,7 +127,13 @@ class _Change:
         self.report.sites.append(Site(graph.name, place, f"keys and values as {self.code}"))
 
     def _round(self, graph: Graph, node: Node) -> None:
-        """Round the keys and values of attention without a cache."""
+        """Let attention without a cache see keys and values as codes."""
+        if tailed(self.code) is not None:
+            attrs = {name: value for name, value in node.attrs.items() if name != "causal"}
+            build = Builder(graph, node, node.loc.touched(self.by))
+            graph.replace(node.output, build("coded_attention", *node.inputs, code=self.code, **attrs))
+            graph.erase(node)
+            return
         inputs = list(node.inputs)
         for index in (1, 2):
             value = inputs[index]
@@ -135,7 +164,7 @@ def _readers(graph: Graph, state: Value) -> Iterator[Node]:
         yield from (node for node in graph.users(value) if node.op.name == "kv_attention")
 
 
-def _obstacle(graph: Graph, state: Value) -> str | None:
+def _obstacle(graph: Graph, state: Value, code: str) -> str | None:
     """The first reason why a state stays as it is."""
     kv = state.type
     assert isinstance(kv, KVType)
@@ -144,6 +173,24 @@ def _obstacle(graph: Graph, state: Value) -> str | None:
     for value in _versions(graph, state):
         if any(body_of(node) is not None for node in graph.users(value)):
             return f"%{state.name} is read in a fused region: codes are chosen before"
+    found = tailed(code)
+    return None if found is None else _torn(graph, state, kv, found)
+
+
+def _torn(graph: Graph, state: Value, kv: KVType, code: TailedCode) -> str | None:
+    """Why a state cannot be coded in groups."""
+    if kv.v_dim % code.group:
+        return f"values of {kv.v_dim} channels are no whole groups of {code.group}"
+    if kv.capacity is not None:
+        return f"%{state.name} keeps {kv.capacity} tokens: groups of tokens cannot be torn apart"
+    for value in _versions(graph, state):
+        for node in graph.users(value):
+            if node.op.name not in ("kv_append", "kv_attention"):
+                return (
+                    f"{node.op.name} chooses among the tokens of %{state.name}, which groups cannot be torn apart for"
+                )
+            if node.op.name == "kv_attention" and not node.attr("causal"):
+                return f"%{state.name} is attended to by queries without an order"
     return None
 
 

@@ -134,4 +134,15 @@ def _parts() -> list[Case]:
     ]
 
 
-CASES = [*_attention(), *_parts()]
+def _coded() -> list[Case]:
+    """Of 7 queries the last three see codes."""
+    operands, code = (Q, K, Floats((2, 3, 7, 6))), {"code": "kivi2-2-4", "scale": 0.3}
+    mask, bias, sinks = Bools((2, 1, 7, 7)), Floats((1, 6, 7, 7)), Floats((6,))
+    return [
+        Case("coded_attention", operands, code),
+        Case("coded_attention", operands, {"code": "kivi4-3-3", "scale": 0.3, "window": 5}, label="window"),
+        Case("coded_attention", (*operands, mask, bias, sinks), code | {"softcap": 0.5}, label="everything"),
+    ]
+
+
+CASES = [*_attention(), *_parts(), *_coded()]

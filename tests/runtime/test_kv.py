@@ -10,8 +10,9 @@ import torch
 
 import irx.ops  # noqa: F401  declares the ops
 from irx.backends.torch.kernels import find
+from irx.ir.codes import CODES
 from irx.ir.opdef import Array, lookup
-from irx.ir.types import CODES, KVType
+from irx.ir.types import KVType
 from irx.ops.cache import KVArrays
 from irx.runtime.kv import Step, bucket, empty_state, step_of
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from irx.ir.codes import CODES
 from irx.ir.packing import pack
-from irx.ir.types import CODES
 from irx.ops.precision import SMALLEST
 from irx.runtime.kv_codes import token_codes
 from irx.runtime.tensors import Packed

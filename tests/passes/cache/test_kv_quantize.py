@@ -7,10 +7,12 @@ import pytest
 
 import irx
 from irx.analysis.reference import evaluate
+from irx.errors import BadOption
+from irx.ir.codes import CODES
 from irx.ir.opdef import Array
 from irx.ir.printer import print_program
 from irx.ir.program import Program
-from irx.ir.types import CODES, KVType
+from irx.ir.types import KVType
 from irx.ops.cache import KVArrays
 from irx.ops.precision import RoundTokens, token_codes
 from irx.pipeline.base import Report
@@ -106,3 +108,39 @@ def _in_chunks(program: Program, arrays: dict[str, Array], chunks: list[int]) ->
         outs.append(out)
         start += count
     return np.concatenate(outs, axis=2)
+
+
+@pytest.mark.parametrize("chunks", [[9], [1] * 9, [4, 1, 4], [8, 1]])
+def test_codes_with_a_tail_are_one_function_in_all_graphs(chunks: list[int]) -> None:
+    """Bit for bit on the oracle: keys below the last multiple of 3, and values but the newest 3, are codes."""
+    program, arrays = _program(), _arrays()
+    (quantize,) = find_passes("kv-quantize{scheme=kivi, bits=2, group=3, tail=3}")
+    report = quantize.run(program, context(program))
+    assert [site.what for site in report.sites] == ["keys and values as kivi2-3-3"]
+    (whole,) = evaluate(program.graphs["forward"], arrays, {}, program.weights)
+    (exact,) = evaluate(_program().graphs["forward"], arrays, {}, program.weights)
+    assert np.array_equal(whole[:, :, :3], exact[:, :, :3])
+    assert all(np.abs(whole - exact)[:, :, row].max() > 1e-3 for row in range(3, 9))
+    assert np.array_equal(_in_chunks(program, arrays, chunks), whole)
+
+
+def test_a_tail_of_all_tokens_changes_nothing() -> None:
+    program, arrays = _program(), _arrays()
+    (quantize,) = find_passes("kv-quantize{scheme=kivi, bits=2, group=2, tail=10}")
+    quantize.run(program, context(program))
+    (whole,) = evaluate(program.graphs["forward"], arrays, {}, program.weights)
+    (exact,) = evaluate(_program().graphs["forward"], arrays, {}, program.weights)
+    assert np.array_equal(whole, exact)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("scheme=kivi, bits=8", "must be in"),
+        ("scheme=token, bits=2", "must be in"),
+        ("scheme=kivi, bits=2, group=48, tail=128", "no whole groups of 48"),
+    ],
+)
+def test_options_that_make_no_code(options: str, message: str) -> None:
+    with pytest.raises(BadOption, match=message):
+        find_passes(f"kv-quantize{{{options}}}")
