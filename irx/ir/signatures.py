@@ -28,6 +28,7 @@ def check_signatures(program: Program) -> None:
     first, second = _states(inputs_of(prefill)), _states(inputs_of(decode))
     if list(first.items()) != list(second.items()):
         raise VerifyError(10, f"@prefill takes the KV states {_list(first)}, but @decode takes {_list(second)}")
+    _check_written(prefill, decode)
     _check_alike("input", inputs_of(prefill), inputs_of(decode))
     _check_alike("result", outputs_of(prefill), outputs_of(decode))
 
@@ -45,6 +46,20 @@ def _check_returned(graph: Graph) -> None:
             raise VerifyError(
                 10, f"KV state {name!r} comes in as {taken[name]} and goes out as {kind}", where=_at(graph)
             )
+
+
+def _check_written(prefill: Graph, decode: Graph) -> None:
+    """A state that one graph fills and the other does not would have holes."""
+    for name in sorted(_written(prefill) ^ _written(decode)):
+        does, other = ("prefill", "decode") if name in _written(prefill) else ("decode", "prefill")
+        raise VerifyError(10, f"@{does} writes to the KV state {name!r}, and @{other} gives it back as it came")
+
+
+def _written(graph: Graph) -> set[str]:
+    """The states that the graph does not give back as they came in."""
+    taken = {value.name: value for value in graph.inputs if isinstance(value.type, KVType)}
+    given = zip(graph.output_names, graph.outputs, strict=True)
+    return {name for name, value in given if name in taken and value is not taken[name]}
 
 
 def _check_alike(kind: str, prefill: dict[str, Type], decode: dict[str, Type]) -> None:

@@ -18,8 +18,8 @@ The rules, by the number that an error names:
     nothing reads it afterwards, and it is not a result of the graph. (Ops whose new state is a copy, `copies_state`,
     only read.) What KV types call layout and sharer are plain words, and their code is a known one.
 10. A graph that takes and gives states gives each back under the name, and with the type, that it came in with.
-    `prefill` and `decode` take the same states in the same order; an input that both take has one dtype and rank, and
-    so has a result that both give.
+    `prefill` and `decode` take the same states in the same order and write to the same ones; an input that both take
+    has one dtype and rank, and so has a result that both give.
 11. Attributes are declared by the op, plain data, and of the declared kind; operand marks (`#0`) name operands that
     the node has.
 12. The weak dtypes belong to literals alone: no input, weight or result has one.

@@ -28,7 +28,7 @@ from irx.ir.graph import Builder, Value, Weight
 from irx.ir.opdef import Array
 from irx.ir.packing import pack
 from irx.ir.program import Program
-from irx.passes.weights.error import ProductError
+from irx.passes.weights.error import ProductError, on_grid
 from irx.passes.weights.grouping import GROUPS, bits_of, finest_needed, fitting, format_name
 from irx.passes.weights.mixture import KEPT, Levels, Override, finest, output_error, stated_bits
 from irx.passes.weights.moments import channel_rms, floats, product_inputs
@@ -151,7 +151,7 @@ class _Quantization:
 
     def _pack(self, matrix: Matrix, form: str, measured: ProductError) -> None:
         weight, by = matrix.weight, self.options.name
-        error = measured.of_weight(weight, lambda w: _rounded(w, form), form)
+        error = measured.of_weight(weight, lambda w: on_grid(w, _rounded(w, form), form, weight.name), form)
         packed = self.program.weights.derive(f"{weight.name}.{form}", "quantize", [weight], format=form)
         matrix.redirect(by, lambda b: _dequantized(b, packed, weight.dtype))
         what = f"{form}, {bits_of(form):g} bits an element"
