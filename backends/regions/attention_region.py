@@ -219,7 +219,7 @@ class _Parser:
         k, v = (_checked(self._heads(x), "kv_append") for x in node.inputs[1:3])
         if v.rotation is not None or v.norm is not None:
             raise Refusal("values that are rotated or normalised")
-        self.append = Append(state, kv, k, v, self._positions(node.inputs[3]))
+        self.append = Append(state, kv, k, v, self._positions(node.operand("slots") or node.inputs[3]))
         self.states[node.output] = self.append
 
     def _positions(self, value: Value | None) -> View:
@@ -236,6 +236,8 @@ class _Parser:
             raise Refusal("attention to all tokens of a state, whose number kernels are not told")
         kv = cast("Value", node.inputs[1]).type
         assert isinstance(kv, KVType)
+        if kv.kept is not None and (node.attr("window") is not None or node.operand("table") is not None):
+            raise Refusal("distances between tokens, of which some are gone: slots do not tell them")
         base = self._common(node)
         self._finish(
             node,
@@ -243,7 +245,7 @@ class _Parser:
                 base,
                 state=state.state if isinstance(state, Append) else state,
                 kv=kv,
-                positions=self._positions(node.inputs[2]),
+                positions=self._positions(node.operand("slots") or node.inputs[2]),
                 table=self._input(node.operand("table")),
             ),
         )

@@ -34,7 +34,7 @@ class Constants:
         """Take the weights from `store`."""
         for step in self._steps.steps:
             if step.lowered is None:
-                self.torch[step] = TorchPlan(expanded(alone(step.site)[0]), torch.device("cpu"))
+                self.torch[step] = TorchPlan(expanded(alone(step.site)[0]), store.device)
                 self.torch[step].bind(store)
                 for value in step.site.operands:
                     if value in self._steps.constants:
@@ -79,7 +79,7 @@ class Constants:
     def _computed(self, value: Value, store: WeightStore) -> Tensor:
         graph = Graph("constant")
         graph.set_outputs({"out": self._copied(value, graph, {})})
-        plan = TorchPlan(graph, torch.device("cpu"))
+        plan = TorchPlan(graph, store.device)
         plan.bind(store)
         (result,) = plan()
         return _aligned(result)
@@ -117,7 +117,7 @@ def packed_weights(layout: Layout, names: tuple[str, ...], store: WeightStore) -
 
 def _pack(layout: Layout, names: tuple[str, ...], store: WeightStore) -> tuple[Tensor, ...]:
     arrays = layout.pack([_array(store.borrow(name)) for name in names])
-    return tuple(from_numpy(_signed(np.asarray(arrays[part]))) for part in layout.parts)
+    return tuple(from_numpy(_signed(np.asarray(arrays[part]))).to(store.device) for part in layout.parts)
 
 
 def _signed(array: Array) -> Array:
@@ -130,17 +130,17 @@ def _bits(array: Array) -> Array:
 
 
 def _array(stored: Stored) -> Array:
-    return to_numpy(stored.raw if isinstance(stored, Packed) else stored)
+    return to_numpy((stored.raw if isinstance(stored, Packed) else stored).cpu())
 
 
 def _unpacked(layout: Layout, parts: dict[str, Tensor], index: int) -> Tensor:
-    arrays = layout.unpack({part: _bits(to_numpy(tensor)) for part, tensor in parts.items()})
+    arrays = layout.unpack({part: _bits(to_numpy(tensor.cpu())) for part, tensor in parts.items()})
     return from_numpy(arrays[index])
 
 
 def _aligned(tensor: Tensor) -> Tensor:
     """The same elements on a 64-byte boundary, with 64 bytes behind them that may be read."""
     size = tensor.numel() * tensor.element_size()
-    room = torch.empty(size + 64, dtype=torch.uint8)
+    room = torch.empty(size + 64, dtype=torch.uint8, device=tensor.device)
     copy = room[:size].view(tensor.dtype).view(tensor.shape)
     return copy.copy_(tensor)

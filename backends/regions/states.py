@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from irx.ir.graph import Graph, Value
+from torch import Tensor
+
+from irx.backends.regions.slots import appended
+from irx.ir.graph import Graph
 from irx.ir.types import KVType
 from irx.runtime.kv import KVState, step_of
 
@@ -13,12 +16,16 @@ _UNLIMITED = 1 << 40
 
 
 class States:
-    """Which inputs of a graph are states, and which positions input says where their new tokens go."""
+    """Which inputs of a graph are states, and which positions input says where their new tokens go.
 
-    def __init__(self, graph: Graph) -> None:
+    `slots` are pairs of a state and the positions whose slots kernels are told (`irx.backends.regions.slots`).
+    """
+
+    def __init__(self, graph: Graph, slots: Sequence[tuple[int, int]] = ()) -> None:
+        self.told = tuple(slots)
         self.indices = [i for i, value in enumerate(graph.inputs) if isinstance(value.type, KVType)]
-        appended = _appended(graph)
-        found = [(i, appended[graph.inputs[i]]) for i in self.indices if graph.inputs[i] in appended]
+        places = appended(graph)
+        found = [(i, places[graph.inputs[i]]) for i in self.indices if graph.inputs[i] in places]
         self._known = all(position in graph.inputs for _, position in found)
         self._appending = [(i, graph.inputs.index(position)) for i, position in found if position in graph.inputs]
 
@@ -27,7 +34,7 @@ class States:
 
         Kernels take states whose slots are their tokens in order, to which a call appends without leaving holes.
         """
-        if any(inputs[i].positions is not None for i in self.indices):
+        if not all(self._followed(i, inputs[i]) for i in self.indices):
             return False
         needed, last = 0, None
         for i, position in self._appending:
@@ -37,40 +44,31 @@ class States:
                 return False
             if step is not last:
                 last, needed = step, step.needed
-            if needed > step.room:
+            if state.kept is not None:
+                state.reserve(needed - min(state.kept.shift), _UNLIMITED)
+            elif needed > step.room:
                 state.reserve(needed, _UNLIMITED)
             state.lengths = step.lengths
         return self._known
 
+    def slots(self, inputs: Sequence[Any]) -> list[Tensor]:
+        """Where the tokens of a call go, i64 [B, S] for every state that kernels are told about."""
+        found: dict[tuple[object, int], Tensor] = {}
+        made = []
+        for index, position in self.told:
+            kept = inputs[index].kept
+            key = (None if kept is None else kept.shift, position)
+            if key not in found:
+                found[key] = inputs[position] if kept is None else kept.slots_of(inputs[position])
+            made.append(found[key])
+        return made
 
-def _appended(graph: Graph) -> dict[Value, Value]:
-    """The positions input of every state input that something is appended to."""
-    found: dict[Value, Value] = {}
-    roots: dict[Value, Value] = {v: v for v in graph.inputs}
-    for node in graph.nodes:
-        if node.op.name == "fusion":
-            body = node.attrs["body"]
-            assert isinstance(body, Graph)
-            outer = dict(zip(body.inputs, node.inputs, strict=True))
-            inner = _appended(body)
-            for inside, at in inner.items():
-                actual, position = outer[inside], outer[at]
-                assert actual is not None and position is not None
-                found[roots[actual]] = position
-            results = zip(body.outputs, node.outputs, strict=True)
-            roots |= {new: roots[found_] for out, new in results if (found_ := _state(out, outer)) in roots}
-        elif node.op.name == "kv_append":
-            state, pos = node.inputs[0], node.inputs[3]
-            assert state is not None and pos is not None
-            found[roots[state]] = pos
-            roots[node.output] = roots[state]
-    return found
-
-
-def _state(value: Value, outer: dict[Value, Value | None]) -> Value | None:
-    """The fusion's operand whose state a body's value is."""
-    if not isinstance(value.type, KVType):
-        return None
-    while value.producer is not None:
-        value = next(v for v in value.producer.inputs if v is not None and isinstance(v.type, KVType))
-    return outer[value]
+    def _followed(self, index: int, state: KVState) -> bool:
+        """True where the new tokens go behind all others, or into slots of the numbers of their positions."""
+        if state.positions is not None:
+            return False
+        if state.kept is None:
+            return True
+        first = None if state.step is None else state.step.start if state.step.uniform else max(state.lengths)
+        known = first is not None and first - max(state.kept.shift) >= max(state.kept.counts)
+        return known and any(index == one for one, _ in self.told)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from threading import Timer
+from threading import Lock, Timer
 from typing import BinaryIO, cast
 
 from irx.backends.triton.framing import Message, receive, send
@@ -87,18 +87,25 @@ class Pool:
         """`keep` lives as long as the workers: a temporary folder of theirs."""
         self._make, self._keep = (module, environment), keep
         self._idle: list[Process] = []
+        self._lock = Lock()
         atexit.register(self.close)
 
     @contextmanager
     def process(self) -> Iterator[Process]:
         """A worker that nobody else uses: one that waits, else a new one. Those of a parent are the parent's."""
-        while self._idle and (self._idle[-1].owner != os.getpid() or not self._idle[-1].is_running):
-            self._idle.pop()
-        worker = self._idle.pop() if self._idle else Process(*self._make)
+        worker = self._waiting() or Process(*self._make)
         try:
             yield worker
         finally:
             self._idle.append(worker)
+
+    def _waiting(self) -> Process | None:
+        with self._lock:
+            while self._idle:
+                worker = self._idle.pop()
+                if worker.owner == os.getpid() and worker.is_running:
+                    return worker
+        return None
 
     def close(self) -> None:
         """End all workers that wait."""

@@ -1,0 +1,120 @@
+"""A graph on a GPU (or, interpreted, on the CPU): calls of kernels, bound to buffers for every binding of sizes.
+
+Weights are packed when they are bound. For each binding of named sizes the calls are prepared once; a call of the graph
+then sets the addresses of its large inputs, its outputs and its KV states, and launches one kernel after the other.
+What no kernel serves is run by torch in between.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from irx.backends.regions import report
+from irx.backends.regions.buffers import plan_buffers
+from irx.backends.regions.constants import Constants
+from irx.backends.regions.states import States
+from irx.backends.regions.steps import Steps
+from irx.backends.torch.binding import SizeReader
+from irx.backends.torch.plan import Plan as TorchPlan
+from irx.backends.triton.binding import Bound, bind_sizes
+from irx.backends.triton.executors import Executor
+from irx.errors import InputMismatch
+from irx.ir.graph import Graph, Value
+from irx.ir.regions import expanded
+from irx.ledger import Row
+from irx.runtime.profile import Timed
+from irx.runtime.store import WeightStore
+
+BINDINGS_KEPT = 32
+
+
+class Plan:
+    """One graph, ready to run. See `irx.runtime.kernel.GraphKernel`."""
+
+    def __init__(self, graph: Graph, steps: Steps, executor: Executor) -> None:
+        self.name = graph.name
+        self.inputs: Sequence[Value] = tuple(graph.inputs)
+        self.outputs: Sequence[Value] = tuple(graph.outputs)
+        self.output_names: Sequence[str] = tuple(graph.output_names)
+        self.graph = graph
+        self.steps = steps
+        self.executor = executor
+        self.device = executor.device
+        self.buffers = plan_buffers(graph, steps.order, steps.constants)
+        self.constants = Constants(steps)
+        self.arena = torch.empty(0, dtype=torch.uint8, device=self.device)
+        self._zeros: dict[tuple[str, int], Tensor] = {}
+        self._states = States(graph)
+        self._sizes = SizeReader(graph)
+        self._bound: OrderedDict[tuple[int, ...], Bound] = OrderedDict()
+        self._whole: TorchPlan | None = None
+        self._store: WeightStore | None = None
+
+    def bind(self, store: WeightStore) -> None:
+        """Pack the weights and compute what depends on them only."""
+        self._store = store
+        self.constants.bind(store)
+        self._bound.clear()
+
+    def __call__(self, *inputs: Any) -> list[Any]:
+        """The outputs in order. KV states are changed in place."""
+        if not self._states.make_room(inputs):
+            return self._by_torch(inputs)
+        return self.prepared(inputs).run(inputs)
+
+    def report(self) -> list[Row]:
+        """Kernels, what is left to torch, and memory, as rows of the ledger."""
+        return report.rows(self.steps, self.buffers)
+
+    @property
+    def fallbacks(self) -> dict[str, str]:
+        """Nodes that torch runs, each with the reason."""
+        return report.fallbacks(self.steps)
+
+    def profile(self, *inputs: Any) -> list[Timed]:
+        """The time of every step of one call; KV states are changed in place."""
+        if not self._states.make_room(inputs):
+            raise InputMismatch("kernels do not read states that were evicted or gathered")
+        return self.prepared(inputs).profile(inputs)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the arena, and of what is kept zeroed."""
+        return self.arena.numel() + sum(buffer.numel() for buffer in self._zeros.values())
+
+    def grow(self, size: int) -> None:
+        """An arena of at least `size` bytes; a larger one takes the place of the old."""
+        if size > self.arena.numel():
+            self._bound.clear()
+            self.arena = torch.zeros(size, dtype=torch.uint8, device=self.device)
+
+    def zeros(self, name: str, size: int) -> Tensor:
+        """A buffer of zeros that kernels leave as zeros: one of a name and size serves all regions in turn."""
+        if (name, size) not in self._zeros:
+            self._zeros[name, size] = torch.zeros(max(1, size), dtype=torch.uint8, device=self.device)
+        return self._zeros[name, size]
+
+    def prepared(self, inputs: Sequence[Any]) -> Bound:
+        """The calls for these inputs' sizes."""
+        key = self._sizes.read(inputs)
+        bound = self._bound.get(key)
+        if bound is None:
+            bound = bind_sizes(self, self._sizes.named(key))
+            while len(self._bound) >= BINDINGS_KEPT:
+                self._bound.popitem(last=False)
+            self._bound[key] = bound
+        self._bound.move_to_end(key)
+        return bound
+
+    def _by_torch(self, inputs: Sequence[Any]) -> list[Any]:
+        """States that were evicted or gathered hold tokens anywhere, which only torch's kernels follow."""
+        if self._whole is None:
+            assert self._store is not None
+            self._whole = TorchPlan(expanded(self.graph), self.device)
+            self._whole.bind(self._store)
+        return self._whole(*inputs)
