@@ -88,6 +88,9 @@ class Plan:
             results[i] = results[i].clone()
         return results
 
+    def repeated(self, inputs: Sequence[Any], ids: str, positions: str) -> None:
+        """Every call is made alike."""
+
     @property
     def fallbacks(self) -> dict[str, str]:
         """Nothing is left to another backend."""

@@ -42,7 +42,7 @@ class Segment:
         self.steps: list[Step] = []
         self.kernels: list[str] = []
         self.late: list[tuple[int, int, Late]] = []
-        self._planes: list[int] = []
+        self.pointed = Pointed([], [])
 
     def finish(self) -> None:
         """Make the table."""
@@ -57,13 +57,30 @@ class Segment:
 
     def fill(self, given: Sequence[Any], outputs: Sequence[Any]) -> None:
         """Put the addresses of one call into the table; states that have not moved stay as they are."""
-        sides = (given, outputs)
-        if self._tensors:
-            self.table.set(self._tensor_places, [sides[side][i].data_ptr() for side, i in self._tensors])
+        self.give(given, outputs)
         planes = [given[i].keys.number for i in self._indices]  # new where a state has grown
-        if planes != self._planes:
-            self.table.set(self._part_places, [_state_argument(given[late.index], late.part) for late in self._parts])
-            self._planes = planes
+        if planes != self.pointed.planes:
+            self.point(Pointed(planes, [_state_argument(given[late.index], late.part) for late in self._parts]))
+
+    def give(self, given: Sequence[Any], outputs: Sequence[Any]) -> None:
+        """Put in the addresses of tensors."""
+        if self._tensors:
+            sides = (given, outputs)
+            self.table.set(self._tensor_places, [sides[side][i].data_ptr() for side, i in self._tensors])
+
+    def point(self, states: Pointed) -> None:
+        """Put in the addresses of states."""
+        if states is not self.pointed:
+            self.table.set(self._part_places, states.arguments)
+            self.pointed = states
+
+
+@dataclass(frozen=True, eq=False)
+class Pointed:
+    """The states that a table's arguments are of: the numbers of their planes, and the arguments."""
+
+    planes: list[int]
+    arguments: list[int]
 
 
 def room(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -114,12 +131,12 @@ class Bound:
         self.base = 0
         self.offsets: list[int] = []
         self._known: dict[Dim, int] = {}
-        self._rooms: list[tuple[int, Tensor]] = []
+        self.rooms: list[tuple[int, Tensor]] = []
         self._large: list[int] = []
         self._take_inputs()
         states = [(i, v) for i, v in enumerate(plan.outputs) if isinstance(v.type, KVType)]
         self._states = [(i, plan.inputs.index(plan.buffers.root[value])) for i, value in states]
-        self._made = [self._new(i, value) for i, value in enumerate(plan.outputs)]
+        self.made = [self._new(i, value) for i, value in enumerate(plan.outputs)]
 
     def size(self, dim: Dim) -> int:
         """The number that a size expression has here."""
@@ -139,7 +156,7 @@ class Bound:
             if math.prod(shape) * dtype.itemsize > LARGEST_COPIED:
                 self._large.append(index)
             else:
-                self._rooms.append((index, room(shape, dtype)))
+                self.rooms.append((index, room(shape, dtype)))
 
     def _new(self, index: int, value: Value) -> tuple[list[int], torch.dtype] | None:
         """Shape and dtype of an output that every call makes anew."""
@@ -183,12 +200,12 @@ class Bound:
     def _ready(self, inputs: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """Inputs as kernels take them, and new tensors for outputs."""
         given = list(inputs)
-        for index, room in self._rooms:
+        for index, room in self.rooms:
             room.copy_(inputs[index])
             given[index] = room
         for index in self._large:
             given[index] = readable(inputs[index])
-        outputs = [None if made is None else torch.empty(made[0], dtype=made[1]) for made in self._made]
+        outputs = [None if made is None else torch.empty(made[0], dtype=made[1]) for made in self.made]
         return given, outputs
 
     def _by_torch(self, part: TorchStep, given: Sequence[Any], outputs: Sequence[Any]) -> None:
@@ -226,7 +243,7 @@ class Bound:
             return self.base + self.offsets[self.plan.buffers.slots[root]]
         if root in self.plan.inputs:
             index = self.plan.inputs.index(root)
-            own = next((tensor for i, tensor in self._rooms if i == index), None)
+            own = next((tensor for i, tensor in self.rooms if i == index), None)
             return Late("input", index) if own is None else own.data_ptr()
         outputs = self.plan.outputs
         return Late("output", next(i for i, out in enumerate(outputs) if self._root(out) is root))

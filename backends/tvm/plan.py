@@ -22,6 +22,7 @@ from irx.backends.torch.binding import SizeReader
 from irx.backends.torch.plan import Plan as TorchPlan
 from irx.backends.tvm.binding import Bound, bind_sizes
 from irx.backends.tvm.native import load
+from irx.backends.tvm.repeated import Repeated, repeated
 from irx.errors import InputMismatch
 from irx.ir.graph import Graph, Value
 from irx.ir.regions import expanded
@@ -63,6 +64,16 @@ class Plan:
         if not self._states.make_room(inputs):
             return self._by_torch(inputs)
         return self._prepared(inputs).run(inputs)
+
+    def repeated(self, inputs: Sequence[Any], ids: str, positions: str) -> Repeated | None:
+        """A call like the last one, which had these inputs."""
+        if any(inputs[i].positions is not None for i in self._states.indices):
+            return None
+        return repeated(self, self._prepared(inputs), ids, positions)
+
+    def holds(self, bound: Bound) -> bool:
+        """True while the tables of these sizes are in use."""
+        return bound in self._bound.values()
 
     def report(self) -> list[Row]:
         """Kernels, what is left to torch, and memory, as rows of the ledger."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from irx.ir.graph import Value
 from irx.ir.types import KVType
-from irx.runtime.kernel import GraphKernel
+from irx.runtime.kernel import GraphKernel, Repeated
 from irx.runtime.kv import KVState, empty_state
 from irx.runtime.profile import Profile, merged
 
@@ -68,6 +68,10 @@ class Decoder:
             states[name] = results[name]
         logits: Tensor = results[self.meta["logits"]]
         return logits
+
+    def repeated(self, tensors: Mapping[str, Tensor], states: Mapping[str, KVState]) -> Repeated | None:
+        """The step of decoding that has just run, to be made again with other tokens."""
+        return self.decode.repeated(self._ordered(self.decode, tensors, states), self.meta["ids"], "pos")
 
     def profile(
         self, kernel: GraphKernel, tensors: Mapping[str, Tensor], states: Mapping[str, KVState], repeat: int

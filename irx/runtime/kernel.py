@@ -5,10 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from irx.ir.graph import Value
 from irx.ledger import Row
 from irx.runtime.profile import Timed
 from irx.runtime.store import WeightStore
+
+
+class Repeated(Protocol):
+    """A call of a graph with the KV states of an earlier one: a step of decoding, which appends a token to every row."""
+
+    def __call__(self, ids: Tensor, lengths: Sequence[int]) -> Tensor | None:
+        """The logits for ids i64 [B, 1] behind rows of so many tokens, which the states have room for.
+
+        None where the call no longer stands for the graph (other sizes, another number of threads): nothing has run.
+        """
+        ...
 
 
 class GraphKernel(Protocol):
@@ -39,6 +52,13 @@ class GraphKernel(Protocol):
 
     def profile(self, *inputs: Any) -> list[Timed]:
         """The time of every step of a call."""
+        ...
+
+    def repeated(self, inputs: Sequence[Any], ids: str, positions: str) -> Repeated | None:
+        """The last call, which had these inputs, to be made again with other ids and positions as long as no state grows.
+
+        None where the backend has nothing to gain from it.
+        """
         ...
 
     def __call__(self, *inputs: Any) -> list[Any]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from irx.errors import BatchTooLarge, InputMismatch, PromptTooLong
 from irx.runtime.arguments import check_device
 from irx.runtime.decoder import Decoder
-from irx.runtime.kernel import GraphKernel
+from irx.runtime.kernel import GraphKernel, Repeated
 from irx.runtime.kv import KVState, Step
 from irx.runtime.padding import Placement, place
 from irx.runtime.profile import Profile
@@ -35,8 +35,10 @@ class Session:
             raise InputMismatch(f"a session of {batch} rows")
         self._decoder = decoder
         self._encoded = dict(encoded or {})
-        self._states: dict[str, KVState] = decoder.states(batch)
+        self._all: dict[str, KVState] = decoder.states(batch)
         self._lengths = (0,) * batch
+        self._repeated: Repeated | None = None
+        self._behind = False  # repeated steps do not tell the states how long the rows are
         self._slots = 0  # that every dense state is known to have
 
     @property
@@ -61,10 +63,34 @@ class Session:
         row is its last real one. Raises InputMismatch, EmptyPrompt, MaskError, and PromptTooLong where a row would
         exceed `max_length`.
         """
+        again = self._repeated_step(ids) if attention_mask is None else None
+        if again is not None:
+            return again
         placed, after = self._begun(ids, attention_mask)
         logits = self._run(ids, placed, logits_to_keep)
         self._lengths = after
         return logits
+
+    def _repeated_step(self, ids: Tensor) -> Tensor | None:
+        """One more token in every row, where the step before was of that kind too; None where it was not."""
+        limit = self._decoder.max_length or _UNLIMITED
+        if self._repeated is None or max(self._lengths) >= min(self._slots - 1, limit):
+            return None
+        with self._decoder.lock:
+            logits = self._repeated(ids, self._lengths)
+        if logits is not None:
+            self._lengths = tuple([length + 1 for length in self._lengths])
+            self._behind = True
+        return logits
+
+    @property
+    def _states(self) -> dict[str, KVState]:
+        """The KV states by name."""
+        if self._behind:
+            self._behind = False
+            for state in self._all.values():
+                state.lengths = self._lengths
+        return self._all
 
     def profile(self, ids: Tensor, *, repeat: int = 5) -> Profile:
         """Where the time of appending `ids` [B, S] goes, each step with its median; the session stays as it was."""
@@ -87,7 +113,7 @@ class Session:
     def fork(self) -> Session:
         """An independent session with the same tokens."""
         other = Session(self._decoder, self.batch, self._encoded)
-        other._states = {name: state.clone() for name, state in self._states.items()}
+        other._all = {name: state.clone() for name, state in self._states.items()}
         other._lengths = self._lengths
         return other
 
@@ -137,6 +163,7 @@ class Session:
         decoder = self._decoder
         kernel, tensors = self._call(ids, placed, keep)
         logits = decoder.run(kernel, tensors, self._states)
+        self._repeated = decoder.repeated(tensors, self._states) if kernel is decoder.decode else None
         if kernel is decoder.decode or decoder.slices_rows:
             return logits
         rows = wanted_rows(placed, keep, ids.shape[1]).to(decoder.device)
