@@ -20,7 +20,7 @@ import irx
 from irx.backends.tvm import codegen
 from irx.backends.tvm.backend import BACKEND, CHOICES, GRAPH
 from irx.backends.tvm.codegen import missing
-from irx.errors import DamagedArtifact, MissingExtra
+from irx.errors import DamagedArtifact, InputMismatch, MissingExtra, PromptTooLong
 from irx.runtime import artifact as artifacts
 from irx.target import host_cpu
 from tests.api.cpu_model import program
@@ -105,6 +105,46 @@ def test_up_to_the_capacity(fast: irx.Executable, slow: irx.Executable) -> None:
     for part in ids.split([1, 30, *[1] * 40, 25], dim=1):
         assert close(session.append(part), reference.append(part))
     assert session.length == 96
+
+
+def test_steps_of_two_sessions_in_turns(fast: irx.Executable, slow: irx.Executable) -> None:
+    pairs = [(fast.session(batch), slow.session(batch), prompt(batch, 96)) for batch in (2, 3, 2)]
+    for start in range(0, 80, 4):  # past the first 64 slots
+        for session, reference, ids in pairs:
+            for column in range(start, start + 4):
+                step = ids[:, column : column + 1]
+                assert close(session.append(step), reference.append(step)), (session.batch, column)
+
+
+def test_steps_are_made_again_until_something_else_happens(fast: irx.Executable, slow: irx.Executable) -> None:
+    session, reference, ids = fast.session(2), slow.session(2), prompt(2, 96)
+
+    def steps(*columns: int) -> None:
+        for column in columns:
+            step = ids[:, column : column + 1]
+            assert close(session.append(step), reference.append(step)), column
+
+    steps(*range(5))
+    assert session.lengths == (5, 5)
+    with threads(1):
+        steps(5, 6, 7)
+    for one in (session, reference):
+        one.truncate([4, 6])
+    steps(8, 9, 10)
+    branch, other = session.fork(), reference.fork()
+    steps(11, 12)
+    assert close(branch.append(ids[:, 20:21]), other.append(ids[:, 20:21])), "a fork goes on where it began"
+    assert close(session.append(ids[:, 30:33]), reference.append(ids[:, 30:33]))
+    steps(13, 14, 15)
+    for wrong in (ids[:1, :1], ids[:, :1].float()):
+        with pytest.raises(InputMismatch):
+            session.append(wrong)
+    assert session.lengths == reference.lengths
+    steps(16)
+    while session.length < 96:
+        steps(session.length)
+    with pytest.raises(PromptTooLong):
+        session.append(ids[:, :1])
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
