@@ -31,13 +31,14 @@ from irx.ir.program import Program
 from irx.ir.types import TensorType, is_float, is_packed
 from irx.ledger import Ledger
 from irx.passes import passes
+from irx.passes.depth.policies.similarity import least_important
 from irx.pipeline.backend import Backend, Latency
 from irx.pipeline.base import Context, Effect
 from irx.pipeline.instruments import Compare, Gain, Quality, standard_instruments
 from irx.pipeline.memo import memo_key, remembered
 from irx.pipeline.oracle import Oracle
 from irx.pipeline.pipeline import Pipeline
-from irx.pipeline.search import Evaluator, Hunt, Journal, Search, joined, settle, units_of
+from irx.pipeline.search import Evaluator, Hunt, Journal, Search, Unit, joined, ranked, ranks, settle, units_of
 from irx.runtime import artifact
 from irx.runtime.arrays import run_graph
 from irx.runtime.compiled import Compiled, restore
@@ -51,6 +52,7 @@ from irx.tuning import EFFORTS
 from irx.tuning import tune as search_schedules
 
 SEARCHED_TOKENS = 1024  # of the calibration data, on which candidates are judged; held-out data decide on all tokens
+FITTED_TOKENS = 2048  # of the others, which the passes of candidates look at; those of the chosen one look at all
 
 
 def compile(
@@ -162,18 +164,26 @@ def search_passes(
 
     What was measured of a model with a `digest` is kept in the cache, unless the budget has a function of the user's.
     """
-    sample = data.sample(SEARCHED_TOKENS)
-    ctx = _context(program, goal, data)
+    sample = data.sample(SEARCHED_TOKENS, FITTED_TOKENS)
+    ctx = _context(program, goal, sample)
     quality = _judge(program, goal, budget, sample).measure
-    evaluator = Evaluator(program, pipeline, passes(), ctx, quality, partial(_latency, goal=goal))
+    clock = partial(_latency, goal=goal)
+    evaluator = Evaluator(program, pipeline, passes(), ctx, quality, clock, search.prompt)
     kept = digest and budget.metric is None
-    key = replace(_key(digest, pipeline, goal, {"data": sample.digest}), kind="search") if kept else None
-    hunt = Hunt(units_of(evaluator.normalized, passes()), Journal(evaluator, key), budget, search)
+    stated = {"data": sample.digest, "prompt": str(search.prompt)}
+    key = replace(_key(digest, pipeline, goal, stated), kind="search") if kept else None
+    units = [] if budget.exact else _units(evaluator.normalized, ctx, search)
+    found = Hunt(units, Journal(evaluator, key), budget, search).run()
     options: dict[str, Any] = {"strict": strict, "digest": digest, "budget": budget, "data": data}
-    found = hunt.run()
     made, ledger = settle(found, lambda text: optimize(program, goal, str(joined(pipeline, text, passes())), **options))
     ledger.notes += evaluator.remarks
     return made, ledger
+
+
+def _units(program: Program, ctx: Context, search: Search) -> list[Unit]:
+    """What a search chooses from, the layers that matter least written out."""
+    units = [unit for unit in units_of(program, passes()) if search.wants(unit)]
+    return ranked(units, least_important(program, ctx.calibrated("a search"))) if ranks(units) else units
 
 
 def _optimize(

@@ -19,6 +19,8 @@ DROPPED = "dropped"
 REFUSED = "refused"
 NO_MATCH = "no match"
 DASH = "—"
+MOST_OFF = 0.25
+"""How far a prediction may be from the measured gain, in parts of it, before the ledger flags it."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Row:
     is the largest max|y - y0| / max|y0| that a check measured. `metric` names the quality measure of which the program
     up to this pass has used `spent`, so that `left` remains of the budget; `quality` holds the figures on held-out
     data, as `irx.Budget` names them. `latency` is the change in seconds of one decode step on the device, `noise` its
-    band, `bytes` the change in bytes; negative is a gain. `seconds` is the time the pass itself took. `reason` says why
-    the pass was dropped or refused, or why it matched nothing.
+    band, `predicted` what the cost model says of it, `bytes` the change in bytes; negative is a gain. `seconds` is the
+    time the pass itself took. `reason` says why the pass was dropped or refused, or why it matched nothing.
     """
 
     step: int
@@ -59,9 +61,34 @@ class Row:
     quality: dict[str, float] = field(default_factory=dict)
     latency: float | None = None
     noise: float | None = None
+    predicted: float | None = None
     bytes: int | None = None
     seconds: float | None = None
     reason: str = ""
+
+    @property
+    def mispredicted(self) -> bool:
+        """True where the cost model is off by more than a quarter of what was measured, and by more than the noise."""
+        if self.predicted is None or self.latency is None:
+            return False
+        return abs(self.predicted - self.latency) > max(MOST_OFF * abs(self.latency), self.noise or 0.0)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A candidate of a search: its passes, seconds of a step with their noise, and its share of the budget.
+
+    `share` and `figures` are of calibration data; 1 is all of the budget. `front`: no candidate is both faster and
+    closer to the original. `chosen`: it was compiled.
+    """
+
+    text: str
+    seconds: float
+    share: float
+    noise: float = 0.0
+    figures: dict[str, float] = field(default_factory=dict)
+    front: bool = False
+    chosen: bool = False
 
 
 @dataclass
@@ -102,11 +129,12 @@ class Summary:
 
 @dataclass
 class Ledger:
-    """All rows in the order of the pipeline, remarks, and a summary."""
+    """All rows in the order of the pipeline, remarks, a summary, and the candidates of a search where there was one."""
 
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     summary: Summary = field(default_factory=Summary)
+    points: list[Point] = field(default_factory=list)
 
     def refused(self) -> list[Row]:
         """The rows of passes that failed their check."""
@@ -122,7 +150,8 @@ class Ledger:
         try:
             data = json.loads(text)
             rows = [_row(item) for item in data["rows"]]
-            return Ledger(rows, [str(note) for note in data["notes"]], Summary(**data["summary"]))
+            points = [Point(**item) for item in data.get("points", ())]
+            return Ledger(rows, [str(note) for note in data["notes"]], Summary(**data["summary"]), points)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedFile(f"this is no ledger: {type(error).__name__}: {error}") from error
 
@@ -164,10 +193,11 @@ class Ledger:
             for row in self.rows
             for miss, count in _grouped(row.near_misses)
         ]
-        return [*self.summary.lines(), *misses, *self.notes]
+        off = [_off(row) for row in self.rows if row.mispredicted]
+        return [*self.summary.lines(), *off, *misses, *self.notes]
 
 
-_NUMBERS = ("sites", "error", "spent", "left", "latency", "bytes", "seconds")
+_NUMBERS = ("sites", "error", "spent", "left", "latency", "predicted", "bytes", "seconds")
 _SHORT = ("pass", "stage", "effect", "decision", *_NUMBERS)
 
 
@@ -185,6 +215,7 @@ def _cells(row: Row) -> dict[str, str]:
         "spent": f"{_number(row.spent)} {row.metric}".strip() if row.spent is not None else DASH,
         "left": _number(row.left),
         "latency": latency + noise,
+        "predicted": DASH if row.predicted is None else f"{row.predicted * 1e6:+.1f} us{' !' * row.mispredicted}",
         "bytes": f"{row.bytes:+,}" if row.bytes is not None else DASH,
         "seconds": f"{row.seconds:.2f}" if row.seconds is not None else DASH,
         "what": "; ".join(part for part in (row.what + where, row.reason) if part),
@@ -194,8 +225,14 @@ def _cells(row: Row) -> dict[str, str]:
 def _shown_columns(rows: Sequence[Row]) -> list[str]:
     """Columns that no row of this ledger could fill are left out; latency and bytes stay, as what a user looks for."""
     columns = list(_cells(Row(0, "", "", "", "")))
-    measured = {"spent": any(row.spent is not None for row in rows), "left": any(row.left is not None for row in rows)}
+    measured = {name: any(getattr(row, name) is not None for row in rows) for name in ("spent", "left", "predicted")}
     return [column for column in columns if measured.get(column, True)]
+
+
+def _off(row: Row) -> str:
+    assert row.latency is not None and row.predicted is not None
+    said, found = row.predicted * 1e6, row.latency * 1e6
+    return f"! the cost model is off for {row.name}: it predicts {said:+.1f} us a step, measured were {found:+.1f} us"
 
 
 def _grouped(misses: Sequence[Miss]) -> list[tuple[Miss, str]]:

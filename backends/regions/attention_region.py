@@ -19,7 +19,7 @@ from irx.ir.types import KVType
 
 ANCHORS = ("attention", "kv_attention", "kv_append", "rope")
 _VIEWS = ("reshape", "permute", "slice", "expand")
-FLOATS = ("f32", "bf16")
+FLOATS = ("f32", "bf16", "f16")
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ _PLACES = {"kv_append": 4, "kv_attention": 5}  # which operand the slots are
 
 @dataclass(frozen=True)
 class Placed:
-    """A graph whose last inputs are slots: for each the index of its state, and of the positions of what is appended."""
+    """A graph whose last inputs are slots: for each the index of its state, and of the positions that go into it."""
 
     graph: Graph
     slots: tuple[tuple[int, int], ...] = ()

@@ -97,14 +97,18 @@ class Bound:
 
     def run(self, inputs: Sequence[Any]) -> list[Any]:
         """One call."""
-        given, outputs = self.take(inputs)
+        given, outputs = self.enter(inputs), self.new_outputs()
+        self.launch(given, outputs)
+        return self.results(given, outputs)
+
+    def launch(self, given: Sequence[Any], outputs: Sequence[Any]) -> None:
+        """Run all steps on inputs as kernels take them, into these outputs."""
         for step in self.steps:
             self._run(step, given, outputs)
-        return self.results(given, outputs)
 
     def profile(self, inputs: Sequence[Any]) -> list[Timed]:
         """One call, with the time of every step."""
-        given, outputs = self.take(inputs)
+        given, outputs = self.enter(inputs), self.new_outputs()
         times: list[Timed] = []
         for step in self.steps:
             start = self._now()
@@ -114,15 +118,25 @@ class Bound:
             times.append(Timed(site.name, site.place, self._now() - start, name))
         return times
 
-    def take(self, inputs: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-        """Inputs as kernels take them, and new tensors for outputs."""
+    @property
+    def large(self) -> list[int]:
+        """Inputs that kernels read where they are."""
+        tensors = [i for i, value in enumerate(self.plan.inputs) if isinstance(value.type, TensorType)]
+        return [index for index in tensors if index not in self._rooms]
+
+    def enter(self, inputs: Sequence[Any]) -> list[Any]:
+        """Inputs as kernels take them: small ones in their rooms."""
         given = list(inputs)
         for index, value in enumerate(self.plan.inputs):
             if index in self._rooms:
                 given[index] = self._rooms[index].copy_(inputs[index])
             elif isinstance(value.type, TensorType):
                 given[index] = readable(inputs[index])
-        return given, [self._new(i, value) for i, value in enumerate(self.plan.outputs)]
+        return given
+
+    def new_outputs(self) -> list[Any]:
+        """New tensors for outputs, None where another step says what they are."""
+        return [self._new(i, value) for i, value in enumerate(self.plan.outputs)]
 
     def results(self, given: Sequence[Any], outputs: list[Any]) -> list[Any]:
         """The outputs of a call, once its steps are made."""

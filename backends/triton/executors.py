@@ -16,7 +16,7 @@ from irx.backends.triton.compiling import Binary
 from irx.backends.triton.driver import Function, Launch, open_driver
 from irx.backends.triton.kernel import Kernel, Pointer, Size, launch_grid
 from irx.backends.triton.resources import read_usage
-from irx.errors import KernelFailed
+from irx.errors import IRXError, KernelFailed
 from irx.target import Device
 
 Argument: TypeAlias = "Tensor | int"
@@ -37,6 +37,8 @@ class Executor(Protocol):
     """Makes calls of kernels."""
 
     device: torch.device
+    absent: IRXError | None
+    """Why nothing can run here; None where it can."""
 
     def prepare(self, kernel: Kernel, arguments: Sequence[Argument]) -> Prepared:
         """A call of the kernel."""
@@ -46,6 +48,7 @@ class Interpreter:
     """Runs kernels on the CPU, for their numbers."""
 
     device = torch.device("cpu")
+    absent = None
 
     def prepare(self, kernel: Kernel, arguments: Sequence[Argument]) -> Prepared:
         """A call that the interpreter makes."""
@@ -63,6 +66,20 @@ class _Interpreted:
         interpret.launch(self._kernel, grid_of(self._kernel, self._arguments), self._arguments)
 
 
+class Absent:
+    """Stands where kernels were compiled for a GPU that is not here. Every call raises `absent`."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, absent: IRXError) -> None:
+        self.absent: IRXError | None = absent
+
+    def prepare(self, kernel: Kernel, arguments: Sequence[Argument]) -> Prepared:
+        """Raises what is missing."""
+        assert self.absent is not None
+        raise self.absent
+
+
 class Gpu:
     """Runs binaries on the GPU of this process. Raises NoGpu, OtherArchitecture and what loading a binary raises."""
 
@@ -71,6 +88,7 @@ class Gpu:
         driver.require(device)
         torch.cuda.init()
         self.device = torch.device("cuda")
+        self.absent: IRXError | None = None
         self._functions: dict[str, Function] = {}
         for symbol, kernel in kernels.items():
             made = binaries[symbol]

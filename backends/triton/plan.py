@@ -1,8 +1,8 @@
 """A graph on a GPU (or, interpreted, on the CPU): calls of kernels, bound to buffers for every binding of sizes.
 
 Weights are packed when they are bound. For each binding of named sizes the calls are prepared once; a call of the graph
-then sets the addresses of its large inputs, its outputs and its KV states, and launches one kernel after the other.
-What no kernel serves is run by torch in between.
+then sets the addresses of its large inputs, its outputs and its KV states, and launches one kernel after the other, or
+replays them (`irx.backends.triton.capture`). What no kernel serves is run by torch in between.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from irx.backends.regions.steps import Steps
 from irx.backends.torch.binding import SizeReader
 from irx.backends.torch.plan import Plan as TorchPlan
 from irx.backends.triton.binding import Bound, bind_sizes
+from irx.backends.triton.capture import Recorder, record_cuda
 from irx.backends.triton.executors import Executor
 from irx.errors import InputMismatch
 from irx.ir.graph import Graph, Value
@@ -51,6 +52,8 @@ class Plan:
         self._zeros: dict[tuple[str, int], Tensor] = {}
         self._states = States(graph)
         self._sizes = SizeReader(graph)
+        recordable = self.device.type == "cuda" and all(step.lowered is not None for step in steps.steps)
+        self._recorder = Recorder(self.inputs, record_cuda if recordable else None)
         self._bound: OrderedDict[tuple[int, ...], Bound] = OrderedDict()
         self._whole: TorchPlan | None = None
         self._store: WeightStore | None = None
@@ -58,14 +61,17 @@ class Plan:
     def bind(self, store: WeightStore) -> None:
         """Pack the weights and compute what depends on them only."""
         self._store = store
-        self.constants.bind(store)
+        if self.executor.absent is None:
+            self.constants.bind(store)
         self._bound.clear()
 
     def __call__(self, *inputs: Any) -> list[Any]:
-        """The outputs in order. KV states are changed in place."""
+        """The outputs in order. KV states are changed in place. Raises NoGpu, OtherArchitecture."""
+        if self.executor.absent is not None:
+            raise self.executor.absent
         if not self._states.make_room(inputs):
             return self._by_torch(inputs)
-        return self.prepared(inputs).run(inputs)
+        return self._recorder.run(self.prepared(inputs), inputs)
 
     def report(self) -> list[Row]:
         """Kernels, what is left to torch, and memory, as rows of the ledger."""

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import irx.ops  # noqa: F401  declares the ops that a text names
 from irx.backends.regions.lowered import Choices, default_schedule
+from irx.backends.regions.slots import Placed
 from irx.backends.regions.steps import Steps
 from irx.backends.tvm.checking import wrong
 from irx.backends.tvm.codegen import compile_kernels, missing, try_kernels
@@ -43,7 +44,7 @@ class TvmBackend:
     layouts = frozenset({"dense", "blocked"})
 
     def __init__(self) -> None:
-        self._built: dict[bytes, tuple[Graph, Steps]] = {}  # what was built and not loaded yet
+        self._built: dict[bytes, tuple[Placed, Steps]] = {}  # what was built and not loaded yet
 
     def missing(self, device: Device) -> str | None:
         """TVM and llvmlite, or a processor that they make code for."""
@@ -62,7 +63,7 @@ class TvmBackend:
 
     def spaces(self, program: Program, graph: Graph, device: Device) -> Sequence[Any]:
         """A task of `irx.tuning` for every kernel of the graph that has choices."""
-        return tasks(program, graph, device)
+        return tasks(program, Placed.of(graph).graph, device)
 
     def build(self, program: Program, graph: Graph, device: Device) -> dict[str, bytes]:
         """The graph as text, and every kernel of it: `<symbol>.o` and `<symbol>.py`.
@@ -72,8 +73,9 @@ class TvmBackend:
         """
         refused: dict[str, str] = {}
         book = Book(device)
+        placed = Placed.of(graph)
         while True:
-            steps = Lowering(Choices(device, book), refused).steps(graph)
+            steps = Lowering(Choices(device, book), refused).steps(placed.graph)
             kernels = _kernels(steps)
             objects, failures = try_kernels(kernels, device)
             if not failures and runs_here(device):
@@ -85,7 +87,7 @@ class TvmBackend:
             refused |= failures
         choices = json.dumps({"refused": refused, "schedules": book.used, "origins": book.origins})
         files = {GRAPH: print_program(excerpt(program, graph)).encode(), CHOICES: choices.encode()}
-        self._built[_digest(files)] = (graph, steps)
+        self._built[_digest(files)] = (placed, steps)
         files |= {f"{symbol}.o": data for symbol, data in objects.items()}
         return files | {f"{kernel.symbol}.py": kernel.source.encode() for kernel in kernels}
 
@@ -95,7 +97,7 @@ class TvmBackend:
             return f"this machine is no {device.name}"
         if sum(int(str(tensor_bytes(weight.tensor))) for weight in program.used_weights()) < SMALLEST_MEASURED:
             return f"the model has less than {SMALLEST_MEASURED >> 20} MiB of weights, too little to tell passes apart"
-        return latency(graph, device, Choices(device, default_schedule))
+        return latency(Placed.of(graph).graph, device, Choices(device, default_schedule))
 
     def load(self, blobs: Mapping[str, bytes], device: Device) -> Plan:
         """The plan of a graph that `build` wrote; kernels that this device needs and the files lack are compiled."""
@@ -105,11 +107,12 @@ class TvmBackend:
         if not runs_here(device):
             lacking = ", ".join(sorted(device.features - host_cpu().features))
             raise MissingFeature(f"this machine lacks {lacking} of {device.name}", fix="compile for its own processor")
-        graph, steps = _lowered(blobs, device) if (key := _digest(blobs)) not in self._built else self._built.pop(key)
+        placed, steps = _lowered(blobs, device) if (key := _digest(blobs)) not in self._built else self._built.pop(key)
         kernels = _kernels(steps)
         objects = {k.symbol: blobs[f"{k.symbol}.o"] for k in kernels if f"{k.symbol}.o" in blobs}
         missing = [kernel for kernel in kernels if kernel.symbol not in objects]
-        return Plan(graph, steps, objects | compile_kernels(missing, device) if missing else objects)
+        objects |= compile_kernels(missing, device) if missing else {}
+        return Plan(placed.graph, steps, objects, placed.slots)
 
 
 BACKEND = TvmBackend()
@@ -120,11 +123,12 @@ def _digest(files: Mapping[str, bytes]) -> bytes:
     return hashlib.sha256(files[GRAPH] + b"\0" + files[CHOICES]).digest()
 
 
-def _lowered(files: Mapping[str, bytes], device: Device) -> tuple[Graph, Steps]:
+def _lowered(files: Mapping[str, bytes], device: Device) -> tuple[Placed, Steps]:
     """The graph that was built, and its kernels again: no compiler is needed to know what they are called."""
     (graph,) = parse(files[GRAPH].decode(), GRAPH).graphs.values()
     made = json.loads(files[CHOICES])
-    return graph, Lowering(Choices(device, Recorded(made["schedules"])), made["refused"]).steps(graph)
+    placed = Placed.of(graph)
+    return placed, Lowering(Choices(device, Recorded(made["schedules"])), made["refused"]).steps(placed.graph)
 
 
 def runs_here(device: Device) -> bool:

@@ -135,7 +135,7 @@ class Bound:
         self._large: list[int] = []
         self._take_inputs()
         states = [(i, v) for i, v in enumerate(plan.outputs) if isinstance(v.type, KVType)]
-        self._states = [(i, plan.inputs.index(plan.buffers.root[value])) for i, value in states]
+        self._states = [(i, plan.all_inputs.index(plan.buffers.root[value])) for i, value in states]
         self.made = [self._new(i, value) for i, value in enumerate(plan.outputs)]
 
     def size(self, dim: Dim) -> int:
@@ -149,7 +149,7 @@ class Bound:
 
     def _take_inputs(self) -> None:
         """Small inputs are copied to rooms of their own, so that kernels find them always in the same place."""
-        for index, value in enumerate(self.plan.inputs):
+        for index, value in enumerate(self.plan.all_inputs):
             if not isinstance(value.type, TensorType):
                 continue
             shape, dtype = self.shape(value.type), TORCH[value.dtype]
@@ -208,11 +208,13 @@ class Bound:
         outputs = [None if made is None else torch.empty(made[0], dtype=made[1]) for made in self.made]
         return given, outputs
 
-    def _by_torch(self, part: TorchStep, given: Sequence[Any], outputs: Sequence[Any]) -> None:
+    def _by_torch(self, part: TorchStep, given: list[Any], outputs: Sequence[Any]) -> None:
         made = part.run(*(self.tensor(value, given, outputs) for value in part.sources), *part.sizes)
         for value, result in zip(part.step.site.results, made, strict=True):
             if isinstance(value.type, TensorType):
                 self.tensor(value, given, outputs).copy_(result)
+            else:  # a state whose tokens were chosen is a new one
+                given[self.plan.all_inputs.index(self.plan.buffers.root[value])] = result
 
     def _results(self, given: Sequence[Any], outputs: list[Any]) -> list[Any]:
         for output, index in self._states:
@@ -226,8 +228,8 @@ class Bound:
         if value in self.plan.constants:
             return self.plan.constants.value(value)
         root = self.plan.buffers.root[value]
-        if root in self.plan.inputs:
-            found = given[self.plan.inputs.index(root)]
+        if root in self.plan.all_inputs:
+            found = given[self.plan.all_inputs.index(root)]
             return found.view(self.shape(value.tensor)) if isinstance(value.type, TensorType) else found
         place = self.place(value)
         if isinstance(place, Late):
@@ -241,8 +243,8 @@ class Bound:
         root = self.plan.buffers.root[value]
         if root in self.plan.buffers.slots:
             return self.base + self.offsets[self.plan.buffers.slots[root]]
-        if root in self.plan.inputs:
-            index = self.plan.inputs.index(root)
+        if root in self.plan.all_inputs:
+            index = self.plan.all_inputs.index(root)
             own = next((tensor for i, tensor in self.rooms if i == index), None)
             return Late("input", index) if own is None else own.data_ptr()
         outputs = self.plan.outputs

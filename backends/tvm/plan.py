@@ -36,9 +36,12 @@ BINDINGS_KEPT = 32
 class Plan:
     """One graph, ready to run. See `irx.runtime.kernel.GraphKernel`."""
 
-    def __init__(self, graph: Graph, steps: Steps, objects: Mapping[str, bytes]) -> None:
+    def __init__(
+        self, graph: Graph, steps: Steps, objects: Mapping[str, bytes], slots: Sequence[tuple[int, int]] = ()
+    ) -> None:
         self.name = graph.name
-        self.inputs: Sequence[Value] = tuple(graph.inputs)
+        self.all_inputs: Sequence[Value] = tuple(graph.inputs)
+        self.inputs: Sequence[Value] = self.all_inputs[: len(graph.inputs) - len(slots)]
         self.outputs: Sequence[Value] = tuple(graph.outputs)
         self.output_names: Sequence[str] = tuple(graph.output_names)
         self.graph = graph
@@ -47,7 +50,7 @@ class Plan:
         self.buffers = plan_buffers(graph, steps.order, steps.constants)
         self.constants = Constants(steps)
         self.arena = torch.empty(0, dtype=torch.uint8)
-        self._states = States(graph)
+        self._states = States(graph, slots)
         self._sizes = SizeReader(graph)
         self._bound: OrderedDict[tuple[int, ...], Bound] = OrderedDict()
         self._whole: TorchPlan | None = None
@@ -63,11 +66,12 @@ class Plan:
         """The outputs in order. KV states are changed in place."""
         if not self._states.make_room(inputs):
             return self._by_torch(inputs)
-        return self._prepared(inputs).run(inputs)
+        given = (*inputs, *self._states.slots(inputs))
+        return self._prepared(given).run(given)
 
     def repeated(self, inputs: Sequence[Any], ids: str, positions: str) -> Repeated | None:
         """A call like the last one, which had these inputs."""
-        if any(inputs[i].positions is not None for i in self._states.indices):
+        if self._states.told or any(inputs[i].positions is not None for i in self._states.indices):
             return None
         return repeated(self, self._prepared(inputs), ids, positions)
 
@@ -87,8 +91,9 @@ class Plan:
     def profile(self, *inputs: Any) -> list[Timed]:
         """The time of every step of one call; KV states are changed in place."""
         if not self._states.make_room(inputs):
-            raise InputMismatch("kernels do not read states that were evicted or gathered")
-        return self._prepared(inputs).profile(inputs)
+            raise InputMismatch("kernels do not read states whose tokens lie in no order")
+        given = (*inputs, *self._states.slots(inputs))
+        return self._prepared(given).profile(given)
 
     @property
     def bytes(self) -> int:
@@ -116,9 +121,9 @@ class Plan:
         return bound
 
     def _by_torch(self, inputs: Sequence[Any]) -> list[Any]:
-        """States that were evicted or gathered hold tokens anywhere, which only torch's kernels follow."""
+        """States that were gathered, or changed behind their end, are followed by torch's kernels alone."""
         if self._whole is None:
             assert self._store is not None
             self._whole = TorchPlan(expanded(self.graph), torch.device("cpu"))
             self._whole.bind(self._store)
-        return self._whole(*inputs)
+        return self._whole(*inputs, *(inputs[position] for _, position in self._states.told))

@@ -48,15 +48,28 @@ class Data:
     bytes_per_token: float | None = None
     digest: str = ""
 
-    def sample(self, tokens: int) -> Data:
-        """Calibration data in the place of what is held out: the last batches, about `tokens` where ids are known."""
-        count, found = 0, list[Inputs]()
-        for batch in reversed(self.calibration):
-            if self.ids is not None and count >= tokens:
-                break
-            found.insert(0, batch)
-            count += int(np.size(batch[self.ids])) if self.ids is not None else 0
-        return replace(self, held_out=tuple(found), digest=_digest(found, f"{self.digest} {tokens}"))
+    def sample(self, tokens: int, fitted: int) -> Data:
+        """A part of the calibration data in the place of what is held out, and another one to calibrate with.
+
+        The last batches, of about `tokens`, are judged by; of those before them the first, of about `fitted`, are
+        calibrated with. Where ids are not known, all batches; where there is one batch, it serves for both.
+        """
+        last = max(len(self.calibration) - self._count(self.calibration[::-1], tokens), 1)
+        judged = self.calibration[last:] or self.calibration
+        others = self.calibration[:last] if judged is not self.calibration else judged
+        others = others[: self._count(others, fitted)]
+        facts = f"{self.digest} {tokens} {fitted}"
+        return replace(self, calibration=others, held_out=judged, digest=_digest([*others, {}, *judged], facts))
+
+    def _count(self, batches: Sequence[Inputs], tokens: int) -> int:
+        """How many of the batches hold about so many tokens; of batches without ids half of them, but for a few."""
+        if self.ids is None:
+            return max(len(batches) // 2, min(len(batches), 1))
+        count, name = 0, self.ids
+        sizes = [int(np.size(batch[name])) for batch in batches]
+        while count < len(batches) and sum(sizes[:count]) < tokens:
+            count += 1
+        return count
 
     def describe(self) -> str:
         """How much the decisions rest on, in words."""

@@ -109,7 +109,7 @@ def _random_integers(
 
 def _is_position(value: Value, node: Node) -> bool:
     names = {p.name for p, v in zip(node.op.operands, node.inputs, strict=False) if v is value}
-    return bool(names & {"pos", "positions", "positions_q"})
+    return bool(names & {"pos", "positions", "positions_q", "slots"})
 
 
 def _table_size(value: Value, node: Node) -> Dim | None:

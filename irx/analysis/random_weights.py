@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from functools import partial
 
@@ -10,15 +11,28 @@ import numpy as np
 from irx.ir.blocks import FORMATS
 from irx.ir.dims import evaluate
 from irx.ir.opdef import Array
+from irx.ir.program import Program
 from irx.ir.types import TensorType, is_float, is_packed, numpy_dtype
 from irx.ir.weights import Weights
+
+_DRAWN = 4_194_301  # prime, so that the rows of a larger array are not alike
+
+
+def bind_declared(program: Program, seed: int = 0) -> None:
+    """Give every weight of a program that was read from text an array: those under `constants` of its metadata the
+    numbers that stand there (tables of frequencies, which random numbers would make meaningless), the others random
+    ones."""
+    for name, numbers in program.meta.get("constants", {}).items():
+        program.weights.bind(name, partial(_given, program.weights[name].tensor, numbers))
+    bind_random_weights(program.weights, seed)
 
 
 def bind_random_weights(weights: Weights, seed: int = 0) -> list[str]:
     """Give every stored weight without an array a random one; returns the names of these.
 
     Matrices are normal with a variance of 1 / their last extent, so that activations keep their size through many
-    layers; vectors are standard normal, integers 0 or 1. An array depends on the seed and the weight's name alone.
+    layers; vectors are standard normal, integers 0 or 1. An array depends on the seed and the weight's name alone. Of a
+    large one only the first millions of numbers are drawn, and then repeated.
     """
     bare = [e.weight for e in weights if e.load is None and e.derivation is None]
     for weight in bare:
@@ -33,6 +47,11 @@ def _random(name: str, type: TensorType, seed: int) -> Array:
         return generator.integers(0, 60, FORMATS[type.dtype].packed_shape(shape), dtype=np.uint8)
     if not is_float(type.dtype):
         return generator.integers(0, 2, shape).astype(numpy_dtype(type.dtype))
-    array = generator.standard_normal(shape, dtype=np.float32)
+    drawn = generator.standard_normal(min(math.prod(shape), _DRAWN), dtype=np.float32)
     scale = np.float32(shape[-1] ** -0.5 if len(shape) > 1 else 1.0)
-    return np.asarray(array * scale).astype(numpy_dtype(type.dtype))
+    return np.resize((drawn * scale).astype(numpy_dtype(type.dtype)), shape)
+
+
+def _given(type: TensorType, numbers: list[float]) -> Array:
+    shape = tuple(evaluate(dim, {}) for dim in type.shape)
+    return np.asarray(numbers, numpy_dtype(type.dtype)).reshape(shape)

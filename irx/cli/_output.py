@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
+import time
 from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -51,6 +53,31 @@ def progress(what: str) -> Iterator[None]:
 
     with Console(stderr=True).status(f"{what} ..."):
         yield
+
+
+class _Said(logging.Handler):
+    """Says records on standard error, with the seconds since it was made."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.start = time.monotonic()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"{time.monotonic() - self.start:5.0f} s  {record.getMessage()}")
+
+
+@contextmanager
+def searching() -> Iterator[None]:
+    """Say what a search finds, as it finds it."""
+    logger, handler = logging.getLogger("irx.pipeline.search"), _Said()
+    before = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: bool) -> None:

@@ -25,7 +25,7 @@ def stages() -> list[str]:
 
 
 def declared_passes() -> list[dict[str, Any]]:
-    """One row per pass, by stage and name: name, stage, effect, options, doc, paper and the file or package it is in.
+    """One row per pass, by stage and name: what it declares, and the file or package it is in.
 
     Raises NameClash where two declare the same name.
     """
@@ -64,8 +64,15 @@ def _read(node: ast.ClassDef) -> dict[str, Any] | None:
         "effect": _member(values["effect"]),
         "options": list(_options(node)),
         "doc": _first_line(ast.get_docstring(node)),
-        "paper": ast.literal_eval(values["paper"]) if "paper" in values else "",
+        "paper": _stated(values.get("paper"), ""),
+        "measure": _stated(values.get("measure"), ""),
+        "conflicts": list(_stated(values.get("conflicts"), ())),
+        "requires": list(_stated(values.get("requires"), ())),
     }
+
+
+def _stated(value: ast.expr | None, otherwise: Any) -> Any:
+    return otherwise if value is None else ast.literal_eval(value)
 
 
 def _options(node: ast.ClassDef) -> Iterator[str]:
@@ -104,5 +111,8 @@ def _installed() -> Iterator[dict[str, Any]]:
             "options": options,
             "doc": _first_line(kind.__doc__),
             "paper": kind.paper,
+            "measure": kind.measure,
+            "conflicts": list(kind.conflicts),
+            "requires": list(kind.requires),
             "place": entry.value,
         }

@@ -2,8 +2,16 @@
 
 MODEL is a GGUF file, a Hugging Face folder, or a program in IRX's text form that has no weights: a text carries none.
 
+With --data and --budget, passes that change numbers may run as well, as far as the budget says on the half of the data
+that nothing is fitted to. Where the pipeline names none, the fastest ones inside the budget are searched for. What was
+measured is kept: a search that was stopped goes on where it was. The ledger shows what each has cost and gained, and
+the front of time against loss.
+
 examples:
   irx compile model.gguf -o model.irx
+  irx compile model.gguf --data texts.txt --budget kl=0.05 --search 20 --front front.svg -o fast.irx
+  irx compile model.gguf --data texts.txt --budget ppl_ratio=1.02,top1=0.9 --search 3
+  irx compile model.gguf -p "default | quantize-weights{bits=4}" --data texts.jsonl --budget kl=0.05
   irx compile path/to/folder -o model.irx --target cpu --max-length 4096
   irx compile model.gguf -p "default | fold-constants" --strict
   irx compile model.gguf --json
@@ -13,12 +21,14 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from irx.cli._output import add_json, progress
+from irx.cli._data import budget, texts
+from irx.cli._output import add_json, progress, say, searching, write_text
 from irx.errors import CannotWrite
 
 if TYPE_CHECKING:
+    from irx.ledger import Ledger
     from irx.runtime.executable import Executable
 
 
@@ -30,6 +40,18 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument("-p", "--pipeline", default="default", help="a preset or pipeline text (default: default)")
     parser.add_argument("--max-length", type=int, help="longest sequence; the model's own by default")
     parser.add_argument("--max-batch", type=int, default=16, help="most rows of a batch (default 16)")
+    parser.add_argument("--dtype", help="compute in this dtype, f32 or bf16; the model's own by default")
+    parser.add_argument(
+        "--data", nargs="+", metavar="FILE", help="texts: a .json list, a .jsonl with one a line, or a file that is one"
+    )
+    parser.add_argument(
+        "--budget", nargs="+", metavar="NAME=NUMBER", help="what may be lost: kl, top1, ppl_ratio, cosine; needs --data"
+    )
+    parser.add_argument(
+        "--search", type=float, metavar="MINUTES", help="how long to search for passes inside the budget (default 20)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the search (default 0)")
+    parser.add_argument("--front", metavar="FILE", help="write the front of time against loss as SVG")
     parser.add_argument("--strict", action="store_true", help="a refused pass is an error")
     add_json(parser, "print the ledger as JSON instead of a table")
 
@@ -41,23 +63,46 @@ def run(arguments: Namespace) -> None:
     fast = _compiled(arguments)
     ledger = fast.ledger()
     print(ledger.to_json() if arguments.json else ledger)
+    if ledger.points:
+        _show_front(arguments, ledger)
+    elif arguments.front:
+        say("there is no front: nothing was searched for")
     if arguments.output:
         fast.save(arguments.output)
         if not arguments.json:
             print(f"\nSaved in {arguments.output}.")
 
 
+def _show_front(arguments: Namespace, ledger: Ledger) -> None:
+    from irx.cli._front import plot, svg
+
+    if not arguments.json:
+        print(f"\n{plot(ledger.points)}")
+    if arguments.front:
+        title = f"{Path(arguments.model).name}, budget {' '.join(arguments.budget)}"
+        write_text(arguments.front, svg(ledger.points, title))
+
+
 def _compiled(arguments: Namespace) -> Executable:
     import irx
 
-    with progress(f"Compiling {arguments.model}"):
+    more: dict[str, Any] = {}
+    if arguments.budget:
+        more["budget"] = budget(arguments.budget)
+    if arguments.data:
+        more["data"] = texts(arguments.data)
+    if arguments.search is not None:
+        more["search"] = irx.Search(minutes=arguments.search, seed=arguments.seed)
+    with progress(f"Compiling {arguments.model}"), searching():
         return irx.compile(
             arguments.model,
             target=arguments.target,
             pipeline=arguments.pipeline,
+            dtype=arguments.dtype,
             max_length=arguments.max_length,
             max_batch=arguments.max_batch,
             strict=arguments.strict,
+            **more,
         )
 
 

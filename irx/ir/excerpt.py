@@ -12,6 +12,11 @@ MAIN = ("decode", "forward")
 def main_graph(program: Program) -> Program:
     """A copy with only the graph that one step runs: `decode` where there is one, else `forward`, else the first."""
     name = next((name for name in (*MAIN, *program.graphs) if name in program.graphs), None)
+    return only(program, name)
+
+
+def only(program: Program, name: str | None) -> Program:
+    """A copy with only the graph of that name; with None, without graphs."""
     copy = program.clone()
     copy.graphs = {name: copy.graphs[name]} if name is not None else {}
     return copy

@@ -7,6 +7,7 @@ from irx.ops import (
     call,
     conv,
     elementwise,
+    eviction,
     fusion,
     indexing,
     linear,
@@ -17,6 +18,7 @@ from irx.ops import (
     reduce,
     sampling,
     shape,
+    tailed,
     tokens,
 )
 
@@ -33,6 +35,8 @@ FAMILIES = (
     position,
     attention,
     cache,
+    tailed,
+    eviction,
     tokens,
     moe,
     sampling,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from irx.errors import TypeRuleError
+from irx.ir.codes import tailed
 from irx.ir.dims import Dim, minimum, symbol
 from irx.ir.opdef import Array, OpDef, tensor_bytes
 from irx.ir.types import KVType, TensorType, Type
@@ -21,13 +22,15 @@ from irx.ops.attention import attention_flops, divisible
 from irx.ops.numerics import top_indices
 from irx.ops.precision import RoundTokens
 from irx.ops.shapes import need, need_float, need_integer, need_rank, need_shape
+from irx.ops.tailed import Tailed
 
 
 @dataclass
 class KVArrays:
     """A KV state of the references: k [B, G, T, D], v [B, G, T, Dv], positions [B, G, T] integers, -1 = empty slot.
 
-    With a `code`, keys and values are rounded as that code does it, when they are appended.
+    With a `code`, keys and values are rounded as that code does it, when they are appended; with one that has a tail
+    they are kept as they are, and rounded for the queries that see them as codes.
     """
 
     k: Array
@@ -63,7 +66,9 @@ class KVArrays:
 
     def stored(self, tokens: Array) -> Array:
         """Keys or values [..., D] as the state keeps them."""
-        return tokens if self.code is None else RoundTokens.reference(tokens, code=self.code)
+        if self.code is None or tailed(self.code) is not None:
+            return tokens
+        return RoundTokens.reference(tokens, code=self.code)
 
 
 def kv_length(kv: KVType) -> Dim:
@@ -85,23 +90,26 @@ class KvAppend(OpDef):
     """The cache with new tokens: k [B, G, S, D], v [B, G, S, Dv], at positions pos i64[B, S] (-1 = padding, dropped).
 
     A token goes to the slot that holds its position already, else to the slot of that number if it is empty, else to
-    the first empty slot. k and v have the dtype of the cache, which rounds them if it has a code.
+    the first empty slot. k and v have the dtype of the cache, which rounds them if it has a code. `slots` tells kernels
+    where that is; it changes nothing.
     """
 
     name = "kv_append"
 
     @staticmethod
-    def infer(kv: KVType, k: TensorType, v: TensorType, pos: TensorType) -> KVType:
+    def infer(kv: KVType, k: TensorType, v: TensorType, pos: TensorType, slots: TensorType | None = None) -> KVType:
         need_rank(k, 4, "k")
         need_rank(v, 4, "v")
         batch, rows = k.shape[0], k.shape[2]
         need_shape(k, (batch, kv.heads, rows, kv.k_dim), "k")
         need_shape(v, (batch, kv.value_heads, rows, kv.v_dim), "v")
         _check_positions(pos, batch, rows)
+        if slots is not None:
+            need_shape(slots, pos.shape, "slots")
         return kv
 
     @staticmethod
-    def reference(kv: KVArrays, k: Array, v: Array, pos: Array) -> KVArrays:
+    def reference(kv: KVArrays, k: Array, v: Array, pos: Array, slots: Array | None = None) -> KVArrays:
         state = kv.grown(0)
         k, v = state.stored(k), state.stored(v)
         for b, s in np.ndindex(*np.shape(pos)):
@@ -116,7 +124,7 @@ class KvAppend(OpDef):
         return state
 
     @staticmethod
-    def flops(kv: KVType, k: TensorType, v: TensorType, pos: TensorType) -> Dim:
+    def flops(kv: KVType, k: TensorType, v: TensorType, pos: TensorType, slots: TensorType | None = None) -> Dim:
         return 0
 
     @classmethod
@@ -141,7 +149,8 @@ class KvAttention(OpDef):
 
     A query at position p sees the slots of positions j <= p (all of them unless `causal`), and with `window` w those
     with p - j < w; rows at pos -1 are padding and give 0. `table` [H, L] adds table[h, clamp(p - j, 0, L - 1)] to the
-    logits; sinks [H], scale and softcap as in `attention`.
+    logits; sinks [H], scale and softcap as in `attention`. `slots` i64[B, S] tells kernels in which slots the queries'
+    own tokens are, where all others are in order before them; it changes nothing.
     """
 
     name = "kv_attention"
@@ -153,6 +162,7 @@ class KvAttention(OpDef):
         pos: TensorType,
         table: TensorType | None = None,
         sinks: TensorType | None = None,
+        slots: TensorType | None = None,
         *,
         scale: float,
         window: int | None = None,
@@ -169,6 +179,8 @@ class KvAttention(OpDef):
             need(table.rank == 2 and table.shape[0] == q.shape[1], f"table must be [{q.shape[1]}, L], not {table}")
         if sinks is not None:
             need_shape(sinks, q.shape[1:2], "sinks")
+        if slots is not None:
+            need_shape(slots, pos.shape, "slots")
         return q.with_shape(*q.shape[:3], kv.v_dim)
 
     @staticmethod
@@ -178,6 +190,7 @@ class KvAttention(OpDef):
         pos: Array,
         table: Array | None = None,
         sinks: Array | None = None,
+        slots: Array | None = None,
         *,
         scale: float,
         window: int | None = None,
@@ -186,6 +199,8 @@ class KvAttention(OpDef):
     ) -> Array:
         batch, heads, rows, _ = q.shape
         out = np.zeros((batch, heads, rows, kv.v.shape[3]))
+        code = tailed(kv.code)
+        shown = None if code is None else Tailed(kv.k, kv.v, code)
         for b, h, i in np.ndindex(batch, heads, rows):
             at = int(pos[b, i])
             if at < 0:
@@ -194,9 +209,11 @@ class KvAttention(OpDef):
             slots = kv.positions[b, g]
             seen = visible_keys(at, slots, causal, window)
             bias = None if table is None else table[h][np.clip(at - slots[seen], 0, table.shape[1] - 1)]
-            logits = logits_of(q[b, h, i], kv.k[b, g][seen], scale, softcap, bias)
+            places = (b, g), (b, value_head)
+            keys, values = (kv.k[b, g], kv.v[b, value_head]) if shown is None else shown.seen_at(at, *places)
+            logits = logits_of(q[b, h, i], keys[seen], scale, softcap, bias)
             sink = None if sinks is None else float(sinks[h])
-            out[b, h, i] = weigh(logits, kv.v[b, value_head][seen], sink)[0]
+            out[b, h, i] = weigh(logits, values[seen], sink)[0]
         return out
 
     @staticmethod
@@ -206,6 +223,7 @@ class KvAttention(OpDef):
         pos: TensorType,
         table: TensorType | None = None,
         sinks: TensorType | None = None,
+        slots: TensorType | None = None,
         *,
         scale: float,
         window: int | None = None,

@@ -94,7 +94,8 @@ class Pass:
     """Base of all passes. Fields of the dataclass are the options, with defaults, spelled `keep-ratio=0.5` in text.
 
     `conflicts` names passes that may not be in the same pipeline. `paper` is the source of the method, `measure` the
-    quality measure of a lossy one, `requires` names passes that must come before.
+    quality measure of a lossy one, `requires` names passes that must come before. One that `repairs` mends what lossy
+    passes before it did: they are judged together with it.
     """
 
     name: ClassVar[str]
@@ -104,6 +105,7 @@ class Pass:
     requires: ClassVar[Sequence[str]] = ()
     paper: ClassVar[str] = ""
     measure: ClassVar[str] = ""
+    repairs: ClassVar[bool] = False
 
     def run(self, program: Program, ctx: Context) -> Report:
         """Change `program` and report what was done."""

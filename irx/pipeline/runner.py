@@ -65,7 +65,9 @@ class _Attempt:
     captured: Program | None = None  # as it was before the first lossy pass that changed something
 
     def run(self, program: Program) -> Program:
+        self.captured = self.ctx.captured  # of who runs a pipeline in parts
         for instrument in self.instruments:
+            instrument.plan([one for step, one in enumerate(self.passes) if step not in self.taken_back])
             instrument.begin(program, self.ctx)
         for step, one in enumerate(self.passes):
             if step in self.taken_back:

@@ -15,6 +15,7 @@ from irx.ir.graph import Value
 from irx.ir.types import KVType
 from irx.runtime.kernel import GraphKernel, Repeated
 from irx.runtime.kv import KVState, empty_state
+from irx.runtime.kv_kept import Kept
 from irx.runtime.profile import Profile, merged
 
 
@@ -39,7 +40,7 @@ class Decoder:
         found = {v.name: v.type for v in self.prefill.inputs if isinstance(v.type, KVType)}
         states = {name: empty_state(kind, batch, self.device) for name, kind in found.items()}
         for name in self.meta.get("partial", ()):
-            states[name].positions = states[name].slot_positions()
+            states[name].kept = Kept.nothing(batch, states[name].keys.heads, self.device)
         return states
 
     @cached_property
@@ -66,6 +67,7 @@ class Decoder:
             results = dict(zip(kernel.output_names, kernel(*inputs), strict=True))
         for name in states:
             states[name] = results[name]
+            states[name].settle()
         logits: Tensor = results[self.meta["logits"]]
         return logits
 

@@ -2,7 +2,8 @@
 
 A dense state holds the token of position p in slot p. `Step` says where the tokens of one call go; a session makes one
 per call and all states share it, so that the common cases need no look at the positions: rows that are all equally
-long are written by one copy and read without a mask. States that were evicted or gathered carry their positions.
+long are written by one copy and read without a mask. A state that no longer has all tokens knows which (`Kept`), and
+one whose slots lie in no order carries all `positions`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from irx.errors import TokensEvicted
+from irx.ir.codes import tailed
 from irx.ir.types import KVType
+from irx.runtime.kv_kept import Kept
 from irx.runtime.kv_planes import DensePlane, Plane, planes_of, rounded
+from irx.runtime.kv_tailed import TailedKeys, TailedPlane, tailed_planes
 
 SMALLEST = 64  # slots of the first bucket
 
@@ -62,7 +67,7 @@ class KVState:
     They lie in planes (`irx.runtime.kv_planes`), by the layout of the site's KVType.
     """
 
-    __slots__ = ("keys", "lengths", "positions", "step", "values")
+    __slots__ = ("kept", "keys", "lengths", "positions", "step", "values")
 
     def __init__(
         self, k: Tensor | Plane, v: Tensor | Plane, lengths: tuple[int, ...], positions: Tensor | None = None
@@ -71,20 +76,24 @@ class KVState:
         self.values = DensePlane(v) if isinstance(v, Tensor) else v
         self.lengths = lengths
         self.positions = positions
+        self.kept: Kept | None = None
         self.step: Step | None = None
 
     @property
     def k(self) -> Tensor:
         """All keys [B, G, capacity, D]: of a dense state themselves, of others a copy."""
-        return self.keys.read(0, self.capacity)
+        return self._all(self.keys)
 
     @property
     def v(self) -> Tensor:
         """All values [B, G', capacity, Dv]: of a dense state themselves, of others a copy."""
-        return self.values.read(0, self.capacity)
+        return self._all(self.values)
+
+    def _all(self, plane: Plane) -> Tensor:
+        return plane.all(self.lengths) if isinstance(plane, TailedPlane) else plane.read(0, self.capacity)
 
     def part(self, name: str) -> Tensor:
-        """An array as it is stored: `k`, `v`, and of codes `k_scale`, `v_scale`, `k_zero`, `v_zero`, as they have them.
+        """An array as it is stored: `k`, `v`, and of codes `k_scale`, `v_zero`, `k_tail` and so on, as they have them.
 
         Raises KeyError for another.
         """
@@ -101,7 +110,7 @@ class KVState:
     def bytes(self) -> int:
         """Bytes allocated."""
         positions = 0 if self.positions is None else self.positions.numel() * self.positions.element_size()
-        return self.keys.bytes + self.values.bytes + positions
+        return self.keys.bytes + self.values.bytes + positions + (0 if self.kept is None else self.kept.bytes)
 
     def reserve(self, slots: int, limit: int) -> None:
         """Make room for `slots`, in doubling buckets of at most `limit`. Slots are zero: masked ones must be finite."""
@@ -116,6 +125,8 @@ class KVState:
         """The position of the token in each slot, i64[B, G, capacity], -1 where there is none."""
         if self.positions is not None:
             return self.positions
+        if self.kept is not None:
+            return self.kept.slot_positions(self.capacity, self.lengths)
         slots = torch.arange(self.capacity, device=self.keys.device)
         lengths = torch.tensor(self.lengths, device=self.keys.device)
         row = torch.where(slots < lengths[:, None], slots, -1)
@@ -123,28 +134,64 @@ class KVState:
 
     def take(self, index: Tensor) -> KVState:
         """A state of the slots `index` [B, G, K] of every row and head, stored alike; their positions travel along."""
-        keys, values = self.keys.take(index), self.values.take(index)
+        keys, values = self.planes_at(index)
         positions = self.slot_positions().gather(2, index)
         if keys.capacity > index.shape[2]:
             positions = _grown(positions, keys.capacity)
         return KVState(keys, values, self.lengths, positions)
 
+    def planes_at(self, index: Tensor) -> tuple[Plane, Plane]:
+        """Keys and values of the slots `index` [B, G, K], with as many slots each."""
+        keys = self.keys.take(index)
+        return keys, self.values.take(index, keys.capacity)
+
     def clone(self) -> KVState:
         """An independent copy."""
         positions = None if self.positions is None else self.positions.clone()
-        return KVState(self.keys.clone(), self.values.clone(), self.lengths, positions)
+        copy = KVState(self.keys.clone(), self.values.clone(), self.lengths, positions)
+        copy.kept = self.kept
+        return copy
 
     def truncate(self, lengths: tuple[int, ...]) -> None:
-        """Forget each row's tokens of positions from its length on."""
+        """Forget each row's tokens of positions from its length on. Raises TokensEvicted; 0 in all rows always goes."""
+        if self.kept is not None and not any(lengths):
+            self.kept = Kept.nothing(len(lengths), self.keys.heads, self.keys.device)
+        if self.kept is not None:
+            self.check_length(lengths)
+            self.kept = self.kept.truncated(lengths)
+        for plane in (self.keys, self.values):
+            if isinstance(plane, TailedPlane):
+                plane.truncate(self.lengths, lengths)
         self.lengths = lengths
         if self.positions is not None:
             limits = torch.tensor(lengths, device=self.keys.device)[:, None, None]
             self.positions = torch.where(self.positions >= limits, -1, self.positions)
 
+    def settle(self) -> None:
+        """Let go of what only the sites of the call that is over have read."""
+        for plane in (self.keys, self.values):
+            if isinstance(plane, TailedPlane):
+                plane.recent = []
+
+    def check_length(self, lengths: tuple[int, ...]) -> None:
+        """Raises TokensEvicted where rows of so many tokens would need others than those that were kept."""
+        floor = (0,) * len(lengths) if self.kept is None or not any(lengths) else self.kept.floor
+        for wanted, least in zip(lengths, floor, strict=True):
+            if wanted < least:
+                raise TokensEvicted(wanted, least)
+
+    def loosen(self) -> None:
+        """Carry all positions, so that slots may lie in any order from here on."""
+        self.positions, self.kept = self.slot_positions(), None
+
 
 def empty_state(kv: KVType, batch: int, device: torch.device, capacity: int = 0) -> KVState:
     """A state without tokens, in the type's layout."""
-    return KVState(*planes_of(kv, batch, device, capacity), (0,) * batch)
+    code = tailed(kv.code)
+    if code is None:
+        return KVState(*planes_of(kv, batch, device, capacity), (0,) * batch)
+    slots = rounded(capacity, TailedKeys.stored_as)
+    return KVState(*tailed_planes(kv, code, batch, device, slots), (0,) * batch)
 
 
 def bucket(slots: int, limit: int) -> int:

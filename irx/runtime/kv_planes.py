@@ -120,10 +120,10 @@ class Plane:
         for name, found in parameters.items():
             self.parameters[name][rows, heads, slots] = found
 
-    def take(self, index: Tensor) -> Plane:
-        """A plane of the slots `index` [B, G, K] of every row and head, stored as they are here."""
+    def take(self, index: Tensor, slots: int = 0) -> Plane:
+        """A plane of the slots `index` [B, G, K] of every row and head, stored as they are here, `slots` at least."""
         batch, heads, count = index.shape
-        slots = rounded(count, self.arrangement)
+        slots = max(slots, rounded(count, self.arrangement))
         made = empty_plane((batch, heads, self.device), slots, self.channels, self.coding, self.arrangement)
         rows, columns = (torch.arange(n, device=self.device) for n in (batch, heads))
         places = (rows[:, None, None], columns[:, None], *self._places(index))
@@ -189,7 +189,7 @@ class DensePlane(Plane):
         """Tokens [n, channels] to one slot each."""
         self.tensor[rows, heads, slots] = tokens.to(self.tensor.dtype)
 
-    def take(self, index: Tensor) -> Plane:
+    def take(self, index: Tensor, slots: int = 0) -> Plane:
         """A dense plane of the slots `index` [B, G, K] of every row and head."""
         return DensePlane(self.tensor.gather(2, index[..., None].expand(-1, -1, -1, self.channels)))
 

@@ -94,7 +94,19 @@ class TailedPlane(Plane):
             self.held[b] = held
             self._forget(slice(b, b + 1), length)
 
-    def take(self, index: Tensor) -> Plane:
+    def write(self, first: int, tokens: Tensor) -> None:
+        """Tokens [B, G, n, channels] of positions from `first` on, in all rows."""
+        self.append(slice(None), first, tokens)
+
+    def scatter(self, rows: Tensor, slots: Tensor, tokens: Tensor) -> None:
+        """Raises ValueError: rows of a plane with a tail are appended to one by one."""
+        raise ValueError(f"tokens of {self.code} come in the order of their positions")
+
+    def put(self, rows: Tensor, heads: Tensor, slots: Tensor, tokens: Tensor) -> None:
+        """Raises ValueError, as `scatter` does."""
+        self.scatter(rows, slots, tokens)
+
+    def take(self, index: Tensor, slots: int = 0) -> Plane:
         """Raises ValueError: groups of tokens cannot be torn apart."""
         raise ValueError(f"tokens of {self.code} cannot be chosen one by one")
 

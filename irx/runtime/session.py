@@ -97,16 +97,23 @@ class Session:
         placed, _ = self._begun(ids, None)
         kernel, tensors = self._call(ids, placed, 1)
         try:
-            return self._decoder.profile(kernel, tensors, self._states, repeat)
+            states = {name: one if one.kept is None else one.clone() for name, one in self._states.items()}
+            return self._decoder.profile(kernel, tensors, states, repeat)
         finally:
             self.truncate(self._lengths)
 
     def truncate(self, length: int | Sequence[int]) -> None:
-        """Forget all but the first `length` tokens of every row, or of each row its own number."""
+        """Forget all but the first `length` tokens of every row, or of each row its own number.
+
+        Raises TokensEvicted where that goes back behind the prompt by which a pass evicted tokens.
+        """
         wanted = [length] * self.batch if isinstance(length, int) else list(length)
         if len(wanted) != self.batch or min(wanted) < 0:
             raise InputMismatch(f"{self.batch} rows cannot be truncated to {length}")
-        self._lengths = tuple(min(pair) for pair in zip(self._lengths, wanted, strict=True))
+        left = tuple(min(pair) for pair in zip(self._lengths, wanted, strict=True))
+        for state in self._states.values():
+            state.check_length(left)
+        self._lengths = left
         for state in self._states.values():
             state.truncate(self._lengths)
 
@@ -154,7 +161,7 @@ class Session:
 
     def _reserve(self, step: Step) -> None:
         limit = (self._decoder.max_length or _UNLIMITED) + (step.needed - step.end)
-        dense = [state for state in self._states.values() if state.positions is None]
+        dense = [state for state in self._states.values() if state.positions is None and state.kept is None]
         for state in dense:
             state.reserve(step.needed, limit)
         self._slots = min((state.capacity for state in dense), default=_UNLIMITED)

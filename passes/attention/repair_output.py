@@ -62,6 +62,7 @@ class RepairOutput(Pass):
     name = "repair-output"
     stage = Stage.ATTENTION
     effect = Effect.LOSSY
+    repairs = True
     paper = "least-squares reconstruction, He et al. 2017, arXiv:1707.06168"
     measure = "mean KL of next-token distributions under teacher forcing; for encoders the cosine of embeddings"
 

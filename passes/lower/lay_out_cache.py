@@ -15,8 +15,8 @@ After:
       %y = irx.kv_attention(%q, %kv, %pos) {scale=0.125} : f32[B, 8, 1, 64]
 
 On a CPU a query is compared with 16 tokens at once where their keys lie beside each other, channel by channel. A state
-has one layout in all graphs. States whose slots are chosen or moved stay dense, as do those that are
-stored in other dtypes.
+has one layout in all graphs. States whose slots are gathered stay dense, as do those that are stored in other
+dtypes.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+from irx.ir.codes import tailed
 from irx.ir.graph import Graph, Loc, Node, Value
 from irx.ir.program import Program
 from irx.ir.regions import body_of
@@ -31,7 +32,7 @@ from irx.ir.types import KVType
 from irx.pipeline.base import Context, Effect, NearMiss, Pass, Report, Site, Stage
 
 STORAGES = ("f32", "bf16", "i8", "token8", "token4")
-USERS = ("kv_append", "kv_attention")
+USERS = ("kv_append", "kv_attention", "kv_keep")
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def _obstacle(graph: Graph, state: Value) -> NearMiss | None:
     place = next((node.loc for node in graph.users(state)), Loc())
     if kv.layout not in ("dense", "blocked"):
         return NearMiss(graph.name, place, f"%{state.name} has the layout {kv.layout}")
-    if kv.storage not in STORAGES:
+    if kv.storage not in STORAGES and tailed(kv.code) is None:
         return NearMiss(graph.name, place, f"no kernel reads blocks of {kv.storage}")
     if kv.heads != kv.value_heads:
         return NearMiss(graph.name, place, f"{kv.heads} heads of keys, but {kv.value_heads} of values")

@@ -30,7 +30,7 @@ stay as they are. So `forward` does not tell what pruning costs: that shows in w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Literal
 
@@ -40,6 +40,7 @@ from irx.ir.dims import Dim, SymDim, maximum, minimum, names
 from irx.ir.graph import Builder, Graph, Loc, Node, Value
 from irx.ir.program import Program
 from irx.ir.types import TensorType
+from irx.passes.cache.versions import retype
 from irx.passes.tokens.importance import Attending, importance
 from irx.passes.tokens.shortening import NotShortened, Shortened, token_axis
 from irx.pipeline.base import Context, Effect, NearMiss, Pass, Report, Site, Stage
@@ -101,6 +102,8 @@ class PruneTokens(Pass):
         except TypeRuleError as error:
             return Report(near_misses=[NearMiss(graph.name, Loc(), f"a node cannot take fewer tokens: {error}")])
         program.graphs[graph.name] = result
+        for name in pruning.states:
+            retype(program, name, lambda kv: replace(kv, kept=self.keep))
         program.meta["partial"] = [*program.meta.get("partial", ()), *pruning.states]
         return Report(pruning.sites)
 

@@ -32,6 +32,7 @@ class DropLayers(Pass):
     stage = Stage.DEPTH
     effect = Effect.LOSSY
     paper = "arXiv:0000.00000"
+    conflicts = ("keep-layers",)
     seen: ClassVar[int] = 0
     keep_ratio: float = 0.5
     mode: str = "even"
@@ -57,6 +58,9 @@ def test_a_pass_is_read_from_its_source(folder: Path) -> None:
             "options": ["keep-ratio=0.5", "mode=even", "layers=()"],
             "doc": "Leave out layers.",
             "paper": "arXiv:0000.00000",
+            "measure": "",
+            "conflicts": ["keep-layers"],
+            "requires": [],
             "place": "passes/depth/drop_layers.py",
         }
     ]
@@ -121,3 +125,11 @@ def test_every_file_named_as_a_pass_of_a_stage_is_listed() -> None:
 
 def test_stages_are_those_of_the_pipeline() -> None:
     assert stages() == ["normalize", "depth", "tokens", "attention", "cache", "weights", "fuse", "lower"]
+
+
+def test_lossy_passes_state_their_paper_and_measure(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["passes", "--lossy", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) > 8 and {row["effect"] for row in rows} == {"lossy"}
+    assert [row["name"] for row in rows if not row["measure"]] == []
+    assert {row["name"] for row in rows if not row["paper"]} <= {"cast-weights"}, "a cast is no method of a paper"

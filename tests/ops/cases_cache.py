@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
 import torch
@@ -13,6 +15,9 @@ from tests.ops.cases_attention import logits
 FULL = State([[0, 1, 2, 3, 4, 5, 6, -1, -1, -1, -1], [0, 1, 2, -1, -1, -1, -1, -1, -1, -1, -1]], 3, 8, 5)
 MIXED = State([[9, 3, -1, 0, 4, 12, 1], [2, 8, 7, 5, -1, 3, 0]], 3, 8, 5)
 Q = Floats((2, 6, 3, 8))
+LAST, ENDS = Floats((2, 6, 3, 8)), Fixed([[4, 5, 6], [-1, 1, 2]])
+SEEN: dict[str, Any] = {"by": "attention", "share": 0.5, "keep": 2, "first": 1, "recent": 1, "rows": 2, "scale": 0.3}
+ALL: dict[str, Any] = {"rows": 0, "pool": 3, "softcap": 1.5, "half": 0.5}
 POS = Fixed([[7, 8, 9], [3, 4, -1]])
 
 
@@ -70,6 +75,58 @@ def _evict(kv: Any, scores: torch.Tensor, keep: int, sinks: int = 4, recent: int
     return _gather(kv, index.sort(dim=2).values)
 
 
+def _keep(kv: Any, q: Any = None, pos: Any = None, sinks: Any = None, **how: Any) -> KVArrays:
+    """The tokens that stay of each row and head, found one by one; slots without a token have position -1."""
+    batch, heads, _ = kv.positions.shape
+    found = []
+    for b in range(batch):
+        length = int(kv.positions[b].max()) + 1
+        held = int((kv.positions[b, 0] >= 0).sum())
+        count = min(held, max(how.get("keep", 0), math.ceil(how.get("share", 0.0) * length - 1e-9)))
+        newest = max(how.get("recent", 0), int(how.get("half", 0.0) * count))
+        found.append([_kept(kv, b, g, count, newest, length, q, pos, sinks, how) for g in range(heads)])
+    if [len(row[0]) for row in found] == (kv.positions[:, 0] >= 0).sum(1).tolist():
+        return kv
+    most = max(len(head) for row in found for head in row)
+    slots = torch.tensor([[[*head, *[0] * (most - len(head))] for head in row] for row in found])
+    made = _gather(kv, slots)
+    for b, g in itertools.product(range(batch), range(heads)):
+        made.positions[b, g, len(found[b][g]) :] = -1
+    return made
+
+
+def _kept(
+    kv: Any, b: int, g: int, count: int, newest: int, length: int, q: Any, pos: Any, sinks: Any, how: Any
+) -> list[int]:
+    """The slots of one head that stay, by position."""
+    places = kv.positions[b, g]
+    order = [int(slot) for slot in places.argsort() if places[slot] >= 0]
+    score = [_score(kv, b, g, slot, length, q, pos, sinks, how) for slot in order]
+    late = [int(places[slot]) >= length - newest for slot in order]
+    shown = [0.0 if is_late else one for one, is_late in zip(score, late, strict=True)]
+    half = how.get("pool", 1) // 2
+    pooled = [sum(shown[max(0, i - half) : i + half + 1]) / (2 * half + 1) for i in range(len(shown))]
+    sure = [is_late or int(places[slot]) < how.get("first", 0) for slot, is_late in zip(order, late, strict=True)]
+    ranked = sorted(range(len(order)), key=lambda i: (not sure[i], -pooled[i], i))
+    return [order[i] for i in sorted(ranked[:count])]
+
+
+def _score(kv: Any, b: int, g: int, slot: int, length: int, q: Any, pos: Any, sinks: Any, how: Any) -> float:
+    places = kv.positions[b, g]
+    if how["by"] != "attention":
+        return float(places[slot]) if how["by"] == "age" else -float(kv.k[b, g, slot].float().norm())
+    total, group = 0.0, q.shape[1] // kv.k.shape[1]
+    for h, i in itertools.product(range(g * group, (g + 1) * group), range(q.shape[2])):
+        at = int(pos[b, i])
+        if at < 0 or at < length - (how.get("rows", 0) or q.shape[2]) or places[slot] > at:
+            continue
+        x = logits(q[b, h, i][None, None, None], kv.k[b, g][None, None], None, how["scale"], how.get("softcap"))
+        x = x.flatten().masked_fill((places < 0) | (places > at), -torch.inf)
+        x = x if sinks is None else torch.cat([x, sinks[h].float()[None]])
+        total += float(x.softmax(0)[slot])
+    return total
+
+
 def _cases() -> list[Case]:
     table, sinks = Floats((6, 4)), Floats((6,))
     new = (Floats((2, 3, 3, 8)), Floats((2, 3, 3, 5)))
@@ -84,6 +141,11 @@ def _cases() -> list[Case]:
         Case("kv_gather", (MIXED, Ints((2, 3, 4), 0, 7)), torch=_gather, named=False),
         Case("kv_evict", (MIXED, scores), {"keep": 5, "sinks": 1, "recent": 2}, _evict, named=False),
         Case("kv_evict", (MIXED, scores), {"keep": 7, "sinks": 1, "recent": 2}, _evict, named=False, label="room"),
+        Case("kv_keep", (MIXED,), {"by": "norm", "keep": 4, "first": 1, "recent": 2}, _keep, named=False),
+        Case("kv_keep", (FULL,), {"by": "age", "share": 0.5, "keep": 2, "first": 1}, _keep, named=False, label="age"),
+        Case("kv_keep", (FULL, LAST, ENDS), SEEN, _keep, named=False, label="attention"),
+        Case("kv_keep", (FULL, LAST, ENDS, sinks), {**SEEN, **ALL}, _keep, named=False, label="sinks"),
+        Case("kv_keep", (FULL, LAST, ENDS), {**SEEN, "keep": 20}, _keep, named=False, label="kept"),
     ]
 
 

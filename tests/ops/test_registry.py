@@ -70,8 +70,9 @@ def test_type_rule_agrees_with_reference(case: Case, dtype: str) -> None:
 
 def assert_matches(type: Type, result: Any) -> None:
     if isinstance(type, KVType):
-        assert result.k.shape[1:] == (type.heads, type.capacity, type.k_dim)
-        assert result.v.shape[1:] == (type.value_heads, type.capacity, type.v_dim)
+        slots = result.k.shape[2] if type.capacity is None else type.capacity  # None: as many as there were tokens
+        assert result.k.shape[1:] == (type.heads, slots, type.k_dim)
+        assert result.v.shape[1:] == (type.value_heads, slots, type.v_dim)
         assert result.positions.shape == result.k.shape[:3]
         return
     result = np.asarray(result)

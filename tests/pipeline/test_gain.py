@@ -121,6 +121,43 @@ def test_a_lossy_pass_that_was_asked_for_stays() -> None:
     assert ledger.rows[0].latency == pytest.approx(3.0)
 
 
+@dataclass(frozen=True)
+class Drop(Pass):
+    """Leaves out every node of one op."""
+
+    name = "drop"
+    stage = Stage.FUSE
+    effect = Effect.LOSSY
+    old: str = "tanh"
+
+    def run(self, program: Program, ctx: Context) -> Report:
+        graph, sites = program.graphs["forward"], []
+        for node in [node for node in graph.nodes if node.op.name == self.old]:
+            assert node.inputs[0] is not None
+            graph.replace(node.output, node.inputs[0])
+            graph.erase(node)
+            sites.append(Site("forward", node.loc, "left out"))
+        return Report(sites)
+
+
+def test_predictions_of_lossy_passes_stand_beside_their_gains() -> None:
+    """Two of seven tensors that a step moves are the node's that goes, which the cost model sees."""
+    _, ledger = run(Drop(), clock=Clock(costs={"add": 3.0, "tanh": 3.0}))
+    (row,) = ledger.rows
+    assert (row.latency, row.predicted) == (pytest.approx(-3.0), pytest.approx(-9.0 * 2 / 7))
+    assert not row.mispredicted and "the cost model is off" not in str(ledger)
+    _, ledger = run(Drop(), clock=Clock(costs={"add": 1.0, "tanh": 7.0}))
+    assert ledger.rows[0].latency == pytest.approx(-7.0)
+    assert ledger.rows[0].mispredicted
+    assert "! the cost model is off for drop: it predicts -2571428.6 us a step, measured were -7000000.0 us" in str(
+        ledger
+    )
+    _, ledger = run(Drop(), clock=Clock(noise=5.0, costs={"add": 1.0, "tanh": 7.0}))
+    assert not ledger.rows[0].mispredicted, "within the noise"
+    _, ledger = run(Swap(), clock=Clock())
+    assert ledger.rows[0].predicted is None
+
+
 def test_passes_that_models_need_to_run_and_those_without_matches_are_not_timed() -> None:
     clock = Clock()
     _, ledger = run(EarlySwap(new="silu"), Look(), Swap("softmax", "neg"), clock=clock)

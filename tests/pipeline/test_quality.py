@@ -216,3 +216,53 @@ def test_limits_on_figures_that_a_model_does_not_have() -> None:
     Budget(metric=len, max=3).require(["cosine"])
     with pytest.raises(BudgetError, match="ppl_ratio cannot be measured"):
         Budget(cosine=0.9, ppl_ratio=1.1).require(["cosine"])
+
+
+@dataclass(frozen=True)
+class Mend(Shift):
+    """Takes back a part of what earlier passes added."""
+
+    name = "mend"
+    repairs = True
+    by: float = -0.05
+
+
+def test_a_pass_is_judged_together_with_its_repair() -> None:
+    count, ledger = run(Shift(by=0.06), Mend(by=-0.03), Shift(by=0.01), budget=Budget(kl=0.05))
+    assert count == 3
+    assert [row.decision for row in ledger.rows] == [KEPT] * 3
+    assert [row.spent for row in ledger.rows] == pytest.approx([0.06, 0.03, 0.04]), "each as it was behind that pass"
+
+
+def test_what_costs_most_goes_where_repair_is_not_enough() -> None:
+    measure = Sum()
+    passes = (Shift(by=0.02), Shift(by=0.07), Mend(by=-0.01), Shift(by=0.03))
+    count, ledger = run(*passes, budget=Budget(kl=0.05), measure=measure)
+    assert count == 3
+    assert [row.decision for row in ledger.rows] == [KEPT, DROPPED, KEPT, KEPT]
+    assert ledger.rows[1].reason == "over budget: kl 0.08 of 0.05, also when it is repaired"
+    assert [row.spent for row in ledger.rows] == pytest.approx([0.02, 0.09, 0.01, 0.04])
+    assert measure.asked == 5, "nothing behind the verdict, and nothing twice"
+
+
+def test_a_repair_that_makes_things_worse_is_dropped() -> None:
+    count, ledger = run(Shift(by=0.02), Mend(by=0.01), budget=Budget(kl=0.05))
+    assert (count, ledger.rows[1].decision) == (1, DROPPED)
+    assert ledger.rows[1].reason == "it repairs nothing: kl 0.03, and 0.02 without it"
+    count, ledger = run(Shift(by=0.06), Mend(by=0.01), budget=Budget(kl=0.05))
+    assert [row.decision for row in ledger.rows] == [DROPPED, KEPT], "then the pass before it stands for itself"
+
+
+@dataclass(frozen=True)
+class Idle(Nothing):
+    """A repair that finds nothing to do."""
+
+    name = "idle"
+    repairs = True
+
+
+def test_a_repair_that_finds_nothing_saves_nothing() -> None:
+    count, ledger = run(Shift(by=0.06), Idle(), budget=Budget(kl=0.05))
+    assert (count, ledger.rows[0].decision, ledger.rows[1].decision) == (0, DROPPED, NO_MATCH)
+    count, ledger = run(Shift(by=0.04), Idle(), budget=Budget(kl=0.05))
+    assert count == 1

@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -281,3 +282,36 @@ def test_settings_that_no_search_can_have() -> None:
         Search(minutes=-1)
     with pytest.raises(BadOption, match="population"):
         Search(population=0)
+
+
+def test_of_what_is_equally_fast_the_closest_is_taken() -> None:
+    """The band of noise decides what is equally fast, up to three parts of a hundred."""
+
+    def measure(text: str) -> Outcome:
+        seconds = {"": 1.0, "a1": 0.5, "b1": 0.49, "c1": 0.4}.get(text, 2.0)
+        return Outcome(seconds, {"kl": {"": 0.0, "a1": 0.01, "b1": 0.04}.get(text, 1.0)}, noise=0.02)
+
+    assert Hunt(UNITS, measure, BUDGET).run().ranked[0].text == "a1"
+    assert Hunt(UNITS, lambda text: replace(measure(text), noise=0.0), BUDGET).run().ranked[0].text == "b1"
+
+
+def test_fine_units_come_behind_a_first_answer() -> None:
+    asked: list[str] = []
+
+    def measure(text: str) -> Outcome:
+        asked.append(text)
+        return plain(text)
+
+    units = [UNITS[0], replace(UNITS[1], fine=True), UNITS[2]]
+    found = Hunt(units, measure, BUDGET).run()
+    assert found.ranked[0].outcome.seconds == pytest.approx(best_of_all(plain))
+    assert asked.index("b1") > max(asked.index(level) for level in ("a1", "a2", "c2", "a1 | c2"))
+    assert "search: a first answer after" in found.notes[1]
+
+
+def test_the_points_of_a_search_are_in_the_ledger() -> None:
+    found = found_plain()
+    _, ledger = settle(found, lambda text: (Program("empty", {}), rows(text, set())))
+    assert len(ledger.points) == len(found.usable) > 10
+    assert [one.text for one in ledger.points if one.chosen] == [found.ranked[0].text]
+    assert {one.text for one in ledger.points if one.front} == {one.text for one in found.front}

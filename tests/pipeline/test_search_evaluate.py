@@ -13,11 +13,13 @@ from irx.budget import Budget
 from irx.errors import PassConflict
 from irx.ir.program import Program
 from irx.passes import passes
+from irx.pipeline.base import Context, Report
 from irx.pipeline.index import PassIndex
 from irx.pipeline.latency import Latency
-from irx.pipeline.search.evaluate import Clock, Evaluator, floor_seconds, joined
+from irx.pipeline.search.evaluate import PREFILL, Clock, Evaluator, floor_seconds, joined
 from irx.pipeline.search.hunt import Hunt
-from irx.pipeline.search.levels import TABLE, Unit, units_of
+from irx.pipeline.search.levels import SERVING, TABLE, Unit, ranked, ranks, spelled, units_of
+from irx.pipeline.search.settings import Search
 from irx.pipeline.text import read_items
 from tests.pipeline.test_quality import Elsewhere, Nothing, Shift, Sum
 from tests.pipeline.toys import Flip, Look, Raise, context, program
@@ -122,8 +124,9 @@ def test_passes_join_a_pipeline_at_the_end_of_their_stage() -> None:
 def test_the_table_names_passes_that_are_there_in_the_order_of_stages() -> None:
     for unit in TABLE:
         for level in unit.levels:
-            (item,) = read_items(level)
-            assert passes().load(item.name).stage.name.lower() == unit.family
+            first, *serving = read_items(level)
+            assert passes().load(first.name).stage.name.lower() == unit.family
+            assert all(passes().load(item.name).stage.name.lower() == SERVING[item.name] for item in serving)
     order = [unit.family for unit in TABLE]
     assert order == sorted(order, key=["depth", "tokens", "attention", "cache", "weights"].index)
 
@@ -137,14 +140,68 @@ def test_every_level_of_the_table_can_be_configured() -> None:
     """With a number of blocks for N."""
     for unit in TABLE:
         for level in unit.levels:
-            assert joined("none", level.replace("N-", "1"), passes()).passes
+            filled = replace(unit, levels=(level.replace("N-", "1"),))
+            assert joined("none", spelled([filled], (1,)), passes()).passes
 
 
 def test_a_sample_of_the_calibration_data_takes_the_place_of_what_is_held_out() -> None:
     batches = tuple({"ids": np.full((2, 8), i)} for i in range(4))
     data = Data(batches, ({"ids": np.zeros((2, 8))},), ids="ids", digest="whole")
-    sample = data.sample(20)
+    sample = data.sample(20, 100)
     assert sample.held_out == batches[2:]
-    assert sample.calibration == batches
-    assert sample.digest not in ("whole", data.sample(60).digest)
-    assert replace(data, ids=None).sample(20).held_out == batches
+    assert sample.calibration == batches[:2], "what is fitted to is not judged by"
+    assert data.sample(20, 10).calibration == batches[:1]
+    assert sample.digest not in ("whole", data.sample(60, 100).digest)
+    assert replace(data, ids=None).sample(20, 20).held_out == batches[2:]
+    alone = replace(data, calibration=batches[:1]).sample(20, 20)
+    assert (alone.calibration, alone.held_out) == (batches[:1], batches[:1])
+
+
+def test_what_begins_alike_is_made_once() -> None:
+    ran: list[float] = []
+
+    class Counted(Shift):
+        def run(self, program: Program, ctx: Context) -> Report:
+            ran.append(self.by)
+            assert (ctx.captured is None) == (len(ran) == 1), "the captured program is known behind the first pass"
+            return super().run(program, ctx)
+
+    one = replace(evaluator(), index=PassIndex.of(Look, Flip))
+    one._made([Counted(by=0.01)])
+    both = one._made([Counted(by=0.01), Counted(by=0.02)])
+    assert ran == [0.01, 0.02]
+    assert len(both.program.graphs["forward"]) == len(one.normalized.graphs["forward"]) + 2
+
+
+def test_the_time_of_prompts_counts_where_a_search_wants_it() -> None:
+    made = program()
+    made.graphs["prefill"] = made.graphs["forward"].clone()
+    found = replace(evaluator(), program=made, clock=lambda part: Latency(1e-3 if PREFILL in part.graphs else 2e-3, 0))
+    assert found("").seconds == pytest.approx(2e-3)
+    assert replace(found, prompt=64.0)("").seconds == pytest.approx(2e-3 + 0.5e-3)
+    units = [Unit("depth", ("a",)), Unit("tokens", ("b",), prompts=True)]
+    assert [Search().wants(unit) for unit in units] == [True, False]
+    assert [Search(prompt=1.0, families=("tokens",)).wants(unit) for unit in units] == [False, True]
+
+
+def test_parts_of_one_pass_are_joined_and_repaired_once() -> None:
+    least = {"block": [3, 2], "attn": [2], "mlp": [1, 2]}
+    table = [
+        Unit("depth", ("skip-layers{policy=similarity, keep=5}",) * 2),
+        Unit("attention", ("share | repair-output",)),
+    ]
+    units = ranked(table, least)
+    assert [unit.fine for unit in units] == [False, True, True, True, True, True, False]
+    first = 'skip-layers{policy=list, layers=["2", "3"]} | repair-output'
+    assert units[0].levels[1] == first
+    text = spelled(units, (0, 1, 0, 1, 1, 0, 1))
+    assert text == 'skip-layers{policy=list, layers=["2.attn", "2.mlp", "3.block"]} | share | repair-output'
+    assert spelled(units, (0, 0, 0, 0, 0, 0, 0)) == ""
+    assert ranks(table) and not ranks(units)
+
+
+def test_words_of_levels_stay_words() -> None:
+    for unit in TABLE:
+        for level in range(len(unit.levels)):
+            text = spelled([unit], (level + 1,))
+            assert read_items(text) == read_items(unit.levels[level])

@@ -66,8 +66,8 @@ def test_the_wheel_holds_every_module_and_each_imports(unpacked_wheel: Path) -> 
 
 
 def test_the_wheel_holds_the_data(unpacked_wheel: Path) -> None:
-    data = [path for folder in SOURCE_FOLDERS for kind in ("*.toml", "*.json") for path in (ROOT / folder).rglob(kind)]
-    assert len(data) >= 7
+    data = [path for folder in SOURCE_FOLDERS for kind in ("*.toml", "*.irx") for path in (ROOT / folder).rglob(kind)]
+    assert len(data) >= 19
     inside = [path.relative_to(ROOT) for path in data]
     mapped = [path if path.parts[0] == "irx" else Path("irx", path) for path in inside]
     assert [str(path) for path in mapped if not (unpacked_wheel / path).exists()] == []

@@ -5,13 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from irx.backends.torch import tailed
 from irx.backends.torch.attend import attend, causal_mask, visible
 from irx.runtime.kv import KVState, Step, bucket, step_of
+from irx.runtime.kv_kept import Kept
+from irx.runtime.kv_tailed import TailedPlane
 
 _UNLIMITED = 1 << 40
 
 
-def kv_append(kv: KVState, k: Tensor, v: Tensor, pos: Tensor) -> KVState:
+def kv_append(kv: KVState, k: Tensor, v: Tensor, pos: Tensor, slots: Tensor | None = None) -> KVState:
+    if isinstance(kv.keys, TailedPlane):
+        return tailed.append(kv, k, v, pos)
+    if kv.kept is not None:
+        return _append_kept(kv, k, v, pos)
     step = kv.step or _step(kv, pos)
     if kv.positions is not None or step is None:
         return _append_anywhere(kv, k, v, pos)
@@ -36,11 +43,9 @@ def _step(kv: KVState, pos: Tensor) -> Step | None:
 
 def _append_anywhere(kv: KVState, k: Tensor, v: Tensor, pos: Tensor) -> KVState:
     """Into the slot that holds the position, else the slot of that number if it is empty, else the first empty one."""
-    kv.positions = kv.slot_positions()
-    behind = kv.step is not None and pos.shape[1] > 1 and _newer(kv.positions, pos)
+    kv.loosen()
+    assert kv.positions is not None, "a loosened state carries its positions"
     kv.lengths = tuple(max(n, int(row.max()) + 1) for n, row in zip(kv.lengths, pos, strict=True))
-    if behind:
-        return _append_behind(kv, k, v, pos)
     for s in range(pos.shape[1]):
         if not bool(((kv.positions < 0).sum(2) > 0).all()) or kv.capacity == 0:
             kv.reserve(bucket(kv.capacity + 1, _UNLIMITED), _UNLIMITED)
@@ -54,28 +59,42 @@ def _append_anywhere(kv: KVState, k: Tensor, v: Tensor, pos: Tensor) -> KVState:
     return kv
 
 
-def _newer(held: Tensor, pos: Tensor) -> bool:
-    """True where all tokens at `pos` come after those of their row that are held."""
-    newest = held.amax((1, 2))[:, None] if held.shape[2] else torch.full_like(pos[:, :1], -1)
-    return bool(((pos > newest) | (pos < 0)).all())
+def _append_kept(kv: KVState, k: Tensor, v: Tensor, pos: Tensor) -> KVState:
+    """Behind the tokens that a state still has, or anywhere where they are not all newer than those."""
+    kept, step = kv.kept, kv.step
+    assert kept is not None, "the state knows which tokens it has"
+    if step is not None and step.uniform and kept.common is not None and pos.shape[1] == step.end - step.start:
+        first = step.start - kept.common
+        if first >= max(kept.counts):
+            kv.reserve(first + pos.shape[1], _UNLIMITED)
+            kv.keys.write(first, k)
+            kv.values.write(first, v)
+            kv.lengths = step.lengths
+            return kv
+    lengths = torch.tensor(kv.lengths, device=pos.device)[:, None]
+    if not bool(((pos >= lengths) | (pos < 0)).all()):
+        return _append_anywhere(kv, k, v, pos)
+    return _append_behind(kv, kept, k, v, pos)
 
 
-def _append_behind(kv: KVState, k: Tensor, v: Tensor, pos: Tensor) -> KVState:
-    """Many tokens of a session that are newer than all held, at once: into slots behind the last one in use of any row.
-
-    Padding goes to a slot behind all of them, which is left empty.
-    """
-    assert kv.positions is not None, "states that may have holes know their positions"
-    used = (kv.positions >= 0).any(1).any(0).nonzero()
-    first = int(used[-1]) + 1 if len(used) else 0
-    counted = (pos >= 0).cumsum(1) - 1
-    spare = first + int(counted.max()) + 1
-    kv.reserve(spare + 1, _UNLIMITED)
-    slots = torch.where(pos < 0, spare, first + counted)
+def _append_behind(kv: KVState, kept: Kept, k: Tensor, v: Tensor, pos: Tensor) -> KVState:
+    """Tokens newer than all held, perhaps not all that there were. Padding goes behind the last slot in use."""
+    used = kept.used(kv.lengths)
+    counts = (pos >= 0).sum(1).tolist()
+    after = tuple(n + count for n, count in zip(used, counts, strict=True))
+    kv.reserve(max(after) + 1, _UNLIMITED)
+    first = torch.tensor(used, device=pos.device)[:, None]
+    slots = torch.where(pos < 0, max(after), first + (pos >= 0).cumsum(1) - 1)
     rows = torch.arange(len(pos), device=pos.device)[:, None]
     kv.keys.scatter(rows, slots, k)
     kv.values.scatter(rows, slots, v)
-    kv.positions.transpose(1, 2)[rows, slots] = pos[..., None].expand(-1, -1, kv.positions.shape[1]).to(torch.long)
+    lengths = tuple(max(n, int(row.max()) + 1) for n, row in zip(kv.lengths, pos, strict=True))
+    lengths = kv.step.lengths if kv.step is not None else lengths
+    if any(new - old != count for new, old, count in zip(lengths, kv.lengths, counts, strict=True)):
+        held = kept.slot_positions(max(after) + 1, kv.lengths)
+        held.transpose(1, 2)[rows, slots] = pos[..., None].expand(-1, -1, held.shape[1])
+        kv.kept = Kept(held[:, :, : max(after)].int(), after, lengths, kept.floor)
+    kv.lengths = lengths
     return kv
 
 
@@ -90,11 +109,20 @@ def _slots(positions: Tensor, wanted: Tensor) -> Tensor:
 
 
 def kv_attention(
-    q: Tensor, kv: KVState, pos: Tensor, table: Tensor | None = None, sinks: Tensor | None = None, *, scale: float,
-    window: int | None = None, softcap: float | None = None, causal: bool = True,
+    q: Tensor, kv: KVState, pos: Tensor, table: Tensor | None = None, sinks: Tensor | None = None,
+    slots: Tensor | None = None, *, scale: float, window: int | None = None, softcap: float | None = None,
+    causal: bool = True,
 ) -> Tensor:  # fmt: skip
+    if isinstance(kv.keys, TailedPlane):
+        places = torch.arange(max(kv.lengths), device=q.device)[None, None]
+        added = None if table is None else lambda a, b: _bias(table, pos[:, a:b], places)
+        return tailed.attend_state(q, kv, pos, tailed.Rules(scale, window, softcap, sinks, None, added))
     step = kv.step
-    if step is None or not step.uniform or kv.positions is not None or not causal:
+    if kv.kept is not None and _sees_all_kept(q, kv, table, window):
+        end = max(kv.kept.used(kv.lengths))
+        keys, values = kv.keys.read(0, end), kv.values.read(0, end)
+        return attend(q, keys.to(q.dtype), values.to(q.dtype), sinks=sinks, scale=scale, softcap=softcap)
+    if kv.kept is not None or step is None or not step.uniform or kv.positions is not None or not causal:
         return _attend_by_position(q, kv, pos, table, sinks, scale, window, softcap, causal)
     if table is None and q.shape[2] == 1:  # the newest token sees all there is
         first = 0 if window is None else max(0, step.end - window)
@@ -110,6 +138,13 @@ def kv_attention(
     return attend(q, keys, values, mask, bias, sinks, scale=scale, softcap=softcap)
 
 
+def _sees_all_kept(q: Tensor, kv: KVState, table: Tensor | None, window: int | None) -> bool:
+    """True for the newest token of rows that are equally long, which sees all that is left."""
+    step, kept = kv.step, kv.kept
+    alike = step is not None and step.uniform and kept is not None and kept.common is not None
+    return alike and q.shape[2] == 1 and table is None and window is None
+
+
 def _attend_by_position(
     q: Tensor, kv: KVState, pos: Tensor, table: Tensor | None, sinks: Tensor | None, scale: float, window: int | None,
     softcap: float | None, causal: bool,
@@ -119,7 +154,7 @@ def _attend_by_position(
     end = slots.shape[2]
     key = (window, causal)
     # Sites of one call share their mask where the state is dense, because then their slots are the same.
-    masks = kv.step.masks if kv.step is not None and kv.positions is None else {}
+    masks = kv.step.masks if kv.step is not None and kv.positions is None and kv.kept is None else {}
     mask = masks.get(key)
     if mask is None:
         queries = pos[:, None, :, None]
@@ -134,6 +169,8 @@ def _held(kv: KVState) -> Tensor:
     """Positions of the slots that may be visible: [B, G, T], or [B, 1, T] where all heads hold the same."""
     if kv.positions is not None:
         return kv.positions
+    if kv.kept is not None:
+        return kv.slot_positions()[..., : max(kv.kept.used(kv.lengths))]
     shared = kv.step.masks if kv.step is not None else {}
     slots = shared.get("slots")
     if slots is None:

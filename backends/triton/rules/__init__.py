@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from irx.backends.regions.lowered import Rule
+from irx.backends.triton.rules import attention, linear, regions
 
-RULES: tuple[Rule, ...] = ()
+RULES: tuple[Rule, ...] = (linear.rule, attention.rule, regions.rule)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from irx.backends.regions.groups import Buffer
 from irx.backends.regions.lowered import Binding, PackedPart, Refusal
 from irx.backends.tvm.arguments import Arguments
 from irx.backends.tvm.elementwise import emit, supports
@@ -22,23 +23,6 @@ from irx.backends.tvm.regions.tables import Table
 from irx.backends.tvm.writer import LANES, STORAGE, Writer, splat
 from irx.ir.dims import Dim
 from irx.ir.graph import Literal, Node, Value
-
-
-class Materialize(Exception):
-    """Raised with a node whose results must be computed by a kernel of their own first."""
-
-    def __init__(self, node: Node) -> None:
-        super().__init__(node.op.name)
-        self.node = node
-
-
-@dataclass(frozen=True)
-class Buffer:
-    """Where a value lies: its binding, and the dtype of its elements in memory."""
-
-    binding: Binding
-    dtype: str
-
 
 Op: TypeAlias = "Callable[[Code, Node, Value, Place], str]"
 OPS: dict[str, Op] = {}

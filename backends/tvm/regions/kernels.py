@@ -1,6 +1,6 @@
-"""From a region to kernels: which values are stored, in which order, and how threads share their elements.
+"""The kernel of a group of values with equally many elements: how threads share them.
 
-Values with equally many elements are computed by one kernel. Its domain is the shape of one of them, as rows of the
+Its domain is the shape of one of them, as rows of the
 last axis: threads share all elements where no position along an axis is needed, rows where rows have statistics of
 their own, else pieces of rows.
 """
@@ -8,112 +8,34 @@ their own, else pieces of rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from irx.backends.regions.lowered import Call, Data, Refusal, Temporary
+from irx.backends.regions.groups import Buffer
+from irx.backends.regions.lowered import Call, Data, Refusal
 from irx.backends.tvm.elementwise import store
-from irx.backends.tvm.lanes import kind
-from irx.backends.tvm.regions.code import Buffer, Code, Materialize
+from irx.backends.tvm.regions.code import Code
 from irx.backends.tvm.regions.places import ZERO, Index, NotFlat, Place, Shape, Unaligned, elements
 from irx.backends.tvm.regions.scans import SCANS, scan_call
 from irx.backends.tvm.regions.tables import Table
 from irx.backends.tvm.writer import LANES, STORAGE
 from irx.ir.dims import Dim, product
-from irx.ir.graph import Graph, Literal, Node, Value
+from irx.ir.graph import Value
 from irx.ir.types import TensorType
 
 PIECE = 256  # columns that one thread computes at once, where rows may be cut
-MOST_TRIES = 32
 
 
-@dataclass
-class Region:
-    """A region that is being lowered: its simple nodes, and the buffers of what lies in memory."""
-
-    body: Graph
-    name: str
-    buffers: dict[Value, Buffer]
-    stored: dict[Value, Buffer]
-    tables: dict[Value, Table]
-
-    def lower(self) -> tuple[Call, ...]:
-        """All calls, in order. Raises Refusal."""
-        for _ in range(MOST_TRIES):
-            try:
-                return self._calls()
-            except Materialize as need:
-                self._materialize(need.node)
-        raise Refusal("too many intermediate results")
-
-    def _calls(self) -> tuple[Call, ...]:
-        buffers, calls = dict(self.buffers), []
-        for group in self._groups():
-            if elements(group[0].shape) != 0:
-                calls.append(_Group(self, group, buffers).call())
-            buffers.update({value: self.stored[value] for value in group})
-        return tuple(calls)
-
-    def _materialize(self, node: Node) -> None:
-        for value in node.outputs:
-            if value in self.stored:
-                raise Refusal(f"{node.op.name} of {value.type} needs itself")
-            dtype = {"float32": "f32", "int64": "i64", "int32": "bool"}[kind(value.dtype)]
-            count = elements(value.shape) * {"f32": 4, "i64": 8, "bool": 1}[dtype]
-            self.stored[value] = Buffer(Temporary(f"t{len(self.stored)}", count), dtype)
-
-    def _groups(self) -> list[list[Value]]:
-        """Stored values, each group after what it reads."""
-        ordered = [v for node in self.body.nodes for v in node.outputs if v in self.stored]
-        groups: list[list[Value]] = []
-        for value in ordered:
-            position = self._group_of(value, groups)
-            if position is None:
-                groups.append([value])
-            else:
-                groups[position].append(value)
-        return groups
-
-    def _group_of(self, value: Value, groups: list[list[Value]]) -> int | None:
-        """The earliest group of as many elements that stands after all that the value reads."""
-        assert value.producer is not None
-        if value.producer.op.name in SCANS:
-            same = [i for i, g in enumerate(groups) if g[0].producer is value.producer]
-            return same[0] if same else None
-        needed = self._stored_sources(value)
-        after = max((i for i, group in enumerate(groups) if needed & set(group)), default=-1)
-        for i, group in enumerate(groups):
-            producer = group[0].producer
-            scan = producer is not None and producer.op.name in SCANS
-            inside = i == after and not scan and not any(self._is_move(v) for v in group)
-            if (i > after or inside) and not scan and elements(group[0].shape) == elements(value.shape):
-                return i
-        return None
-
-    def _is_move(self, value: Value) -> bool:
-        return value.producer is not None and not value.producer.op.elementwise
-
-    def _stored_sources(self, value: Value) -> set[Value]:
-        """The stored values that this one is computed from."""
-        found: set[Value] = set()
-        waiting = [value]
-        seen: set[Value] = set()
-        while waiting:
-            node = waiting.pop().producer
-            for source in node.inputs if node is not None else ():
-                if source is None or source in seen or isinstance(source, Literal):
-                    continue
-                seen.add(source)
-                waiting.append(source)
-                if source in self.stored:
-                    found.add(source)
-        return found
-
-
-class _Group:
+class Group:
     """One kernel: values of equally many elements."""
 
-    def __init__(self, region: Region, values: Sequence[Value], buffers: dict[Value, Buffer]) -> None:
-        self.name, self.stored, self.tables = region.name, region.stored, region.tables
+    def __init__(
+        self,
+        name: str,
+        tables: dict[Value, Table],
+        stored: dict[Value, Buffer],
+        values: Sequence[Value],
+        buffers: dict[Value, Buffer],
+    ) -> None:
+        self.name, self.stored, self.tables = name, stored, tables
         self.values, self.buffers = values, buffers
         self.shape = max((v.shape for v in values), key=_preference)
         self.rows: Dim = product(self.shape[:-1])

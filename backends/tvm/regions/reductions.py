@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from irx.backends.regions.groups import Materialize
 from irx.backends.tvm.lanes import FLOAT, INTEGER, TRUTH, Lanes, kind
-from irx.backends.tvm.regions.code import Code, Materialize, op
+from irx.backends.tvm.regions.code import Code, op
 from irx.backends.tvm.regions.moves import axis_of, tensor
 from irx.backends.tvm.regions.places import ZERO, Index, Place, Unaligned
 from irx.backends.tvm.writer import LANES, at

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from irx.backends.regions.groups import Buffer, Materialize
 from irx.backends.regions.lowered import Call, Refusal
 from irx.backends.tvm.elementwise import store
 from irx.backends.tvm.lanes import INTEGER, Lanes, kind
-from irx.backends.tvm.regions.code import Buffer, Code, Materialize, op
+from irx.backends.tvm.regions.code import Code, op
 from irx.backends.tvm.regions.moves import axis_of, number, tensor
 from irx.backends.tvm.regions.places import Index, Place
 from irx.ir.dims import product

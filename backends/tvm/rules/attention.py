@@ -24,13 +24,14 @@ from irx.backends.regions.lowered import (
 from irx.backends.tvm.templates.append import Plain, Queries, Stored, Work, prepare
 from irx.backends.tvm.templates.attention_bias import Bias, prepare_bias
 from irx.backends.tvm.templates.attention_blocks import blocks
-from irx.backends.tvm.templates.attention_form import KEYS, Form, instructions, registers
+from irx.backends.tvm.templates.attention_form import BLOCK, KEYS, Form, instructions, registers
 from irx.backends.tvm.templates.attention_kernel import Sources
 from irx.backends.tvm.templates.attention_split import split
-from irx.backends.tvm.templates.attention_storage import STORAGES
+from irx.backends.tvm.templates.attention_storage import STORAGES, Storage, Tailed, storage_of
+from irx.ir.codes import tailed
 from irx.ir.dims import Dim
 from irx.ir.graph import Graph, Value
-from irx.ir.types import KVType
+from irx.ir.types import KVType, TensorType
 from irx.target import Device
 
 FEW = 8  # queries whose keys are split among threads
@@ -42,6 +43,8 @@ def rule(body: Graph, choices: Choices) -> Lowered | None:
     region = parse(body)
     if region is None:
         return None
+    if any(isinstance(value.type, TensorType) and value.dtype == "f16" for value in body.inputs):
+        raise Refusal("tensors of f16")
     return _Lowering(region, choices).lowered()
 
 
@@ -55,6 +58,8 @@ class _Lowering:
         if attend is None:
             return Lowered((Case((prepare(self._stored() + self._rotated()),)),), "rope and append")
         length = attend.q.view.shape[2]
+        if attend.kv is not None:
+            _check_count(attend.kv, length)
         few = Case(self._calls(attend, few=True), length, FEW)
         if isinstance(length, int) and length <= FEW:
             return Lowered((Case(few.calls),), "attention, keys split among threads")
@@ -77,6 +82,7 @@ class _Lowering:
         if append is None:
             return []
         _check_state(append.kv)
+        _check_count(append.kv, append.k.view.shape[2])
         parts = _state_parts(append.state, append.kv)
         return [_work(append, part, parts) for part in ("k", "v")]
 
@@ -127,20 +133,41 @@ class _Lowering:
 
 def _work(append: Append, part: str, parts: dict[str, Binding]) -> Work:
     heads = append.k if part == "k" else append.v
-    return Stored(heads, part, STORAGES[append.kv.storage], parts, Capacity(append.state), append.positions)
+    return Stored(heads, part, _storage(append.kv), parts, Capacity(append.state), append.positions)
 
 
 def _check_state(kv: KVType) -> None:
     if kv.layout != "blocked":
         raise Refusal(f"the cache is {kv.layout}: kernels read blocks of 16 tokens (lay-out-cache)")
-    if kv.storage not in STORAGES:
-        raise Refusal(f"a cache stored as {kv.storage}")
+    store = _storage(kv)
+    if isinstance(store, Tailed):
+        _check_tailed(store, kv)
     if kv.heads != kv.value_heads:
         raise Refusal("different numbers of key and value heads")
 
 
+def _check_count(kv: KVType, tokens: Dim) -> None:
+    if tailed(kv.code) is not None and tokens != 1:
+        raise Refusal("more than one token at a time for codes with a tail: torch divides what each of them sees")
+
+
+def _check_tailed(store: Tailed, kv: KVType) -> None:
+    whole = store.group % BLOCK == 0 and (KEYS % store.group == 0 or store.group % KEYS == 0)
+    if store.tail % KEYS or not whole or store.dtype not in ("f32", "bf16"):
+        raise Refusal(f"groups of {store.group} behind a tail of {store.tail} tokens of {store.dtype}")
+    if kv.k_dim % store.channels or kv.k_dim % BLOCK or kv.v_dim % store.group:
+        raise Refusal(f"heads of {kv.k_dim} and {kv.v_dim} channels, which are no whole words of {store.name}")
+
+
 def _state_parts(state: Value, kv: KVType) -> dict[str, Binding]:
-    return {name: StatePart(state, name) for name in STORAGES[kv.storage].arrays}
+    return {name: StatePart(state, name) for name in _storage(kv).arrays}
+
+
+def _storage(kv: KVType) -> Storage:
+    found = storage_of(kv)
+    if found is None:
+        raise Refusal(f"a cache stored as {kv.storage}")
+    return found
 
 
 def _own_capacity(attend: Attend) -> Dim:
@@ -168,13 +195,13 @@ def _form(attend: Attend, device: Device, queries: int, few: bool) -> Form:
     shared = attend.q.count // groups
     rows, wide, vectors = registers(device, shared if few else shared * queries, v_dim)
     return Form(
-        store=STORAGES[storage],
+        store=storage,
         heads=attend.q.count,
         groups=groups,
         k_dim=attend.q.size,
         v_dim=v_dim,
         scale=attend.scale,
-        dot=instructions(STORAGES[storage], device),
+        dot=instructions(storage, device),
         rows=rows,
         blocks=wide,
         vectors=vectors,
@@ -187,14 +214,14 @@ def _form(attend: Attend, device: Device, queries: int, few: bool) -> Form:
     )
 
 
-def _keys(attend: Attend) -> tuple[int, int, str]:
-    """(KV heads, channels of a value, dtype as stored)."""
+def _keys(attend: Attend) -> tuple[int, int, Storage]:
+    """(KV heads, channels of a value, how they are stored)."""
     if attend.kv is not None:
-        return attend.kv.heads, attend.kv.v_dim, attend.kv.storage
+        return attend.kv.heads, attend.kv.v_dim, _storage(attend.kv)
     assert attend.k is not None and attend.v is not None
     if attend.k.dtype != attend.v.dtype or attend.k.count != attend.v.count:
         raise Refusal("keys and values of different dtypes or numbers of heads")
-    return attend.k.count, attend.v.size, attend.k.dtype
+    return attend.k.count, attend.v.size, STORAGES[attend.k.dtype]
 
 
 def _queries(attend: Attend) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from irx.backends.regions.groups import Region
 from irx.backends.regions.lowered import Choices, Lowered, Refusal, single
 from irx.backends.regions.simplify import simplified
 from irx.backends.tvm.elementwise import supports
 from irx.backends.tvm.regions import moves, reductions, scans  # noqa: F401  declare how their ops are computed
 from irx.backends.tvm.regions.code import OPS
-from irx.backends.tvm.regions.kernels import Region, data
+from irx.backends.tvm.regions.kernels import Group, data
 from irx.backends.tvm.regions.tables import tables
 from irx.ir.graph import Graph, Node
 from irx.ir.types import KVType
@@ -26,7 +27,8 @@ def rule(body: Graph, choices: Choices) -> Lowered | None:
     weights = {table.weight for table in found.values()}
     buffers = {v: data(outer[v]) for v in simple.inputs if simple.users(v) and outer[v] not in weights}
     stored = {v: data(outer[v]) for v in simple.outputs if v.producer is not None}
-    region = Region(simple, _name(body), buffers, stored, found)
+    name = _name(body)
+    region = Region(simple, buffers, stored, lambda values, known: Group(name, found, stored, values, known).call())
     return single(*region.lower())
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from irx.backends.regions.attention_region import HeadNorm, Heads, Rotation
 from irx.backends.regions.lowered import Binding, Call, Data, Temporary
@@ -16,8 +17,9 @@ from irx.backends.regions.views import View
 from irx.backends.tvm.arguments import Arguments, total, whole
 from irx.backends.tvm.templates import rope
 from irx.backends.tvm.templates.append_element import Element, Write, largest
+from irx.backends.tvm.templates.append_tailed import Token, store_key, store_value
 from irx.backends.tvm.templates.attention_form import BLOCK, Form, value_width
-from irx.backends.tvm.templates.attention_storage import Storage
+from irx.backends.tvm.templates.attention_storage import Storage, Tailed
 from irx.backends.tvm.templates.instructions import reduced
 from irx.backends.tvm.writer import LANES, STORAGE, Writer, at, bf16_bits, splat, widened
 from irx.ir.dims import Dim
@@ -237,6 +239,11 @@ class _Prepare:
         heads = work.heads.count
         if "capacity" not in self.arguments.bindings:
             self.arguments.number("capacity", work.capacity)
+        if isinstance(store, Tailed):
+            write = store_key if part == "k" else store_value
+            head, pointer = whole(w, f"{b} * {heads} + {h}"), partial(self._pointer, work)
+            write(w, Token(store, "head", self.start, work.heads.size, head, slot, pointer))
+            return
         slots = whole(w, f"({b} * {heads} + {h}) * capacity")
         names = [f"{part}_{name}" for name in store.parameters]
         parameters = [f"{self._pointer(work, name, store.parameter)}[{slots} + {slot}]" for name in names]

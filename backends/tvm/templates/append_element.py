@@ -61,12 +61,12 @@ class Element:
     def _token_codes(self, w: Writer, scale: str, zero: str) -> Write:
         top = f"T.float32({2 ** (8 // self.store.halves) - 1})"
         least, most = self._range(w)
-        low = _half(w, least)
+        low = half(w, least)
         with w.block(f"if {low} > {least}:"):
-            w(f"{low} = {_half(w, f'{low} - {_next_half(low)}')}")
-        step = _half(w, f"({most} - {low}) / {top}")
+            w(f"{low} = {half(w, f'{low} - {next_half(low)}')}")
+        step = half(w, f"({most} - {low}) / {top}")
         with w.block(f"if {step} * {top} + {low} < {most}:"):
-            w(f"{step} = {_half(w, f'{step} + {_next_half(step)}')}")
+            w(f"{step} = {half(w, f'{step} + {next_half(step)}')}")
         with w.block(f"if {step} == T.float32(0):"):
             w(f"{step} = T.float32(1)")
         w(f'{scale} = T.cast({step}, "float16")')
@@ -90,7 +90,7 @@ class Element:
             w(f"{least} = T.min({least}, {self._channel('d')})")
             w(f"{most} = T.max({most}, {self._channel('d')})")
         for place in (least, most):
-            w(f"{place} = {_clipped(place)}")
+            w(f"{place} = {clipped(place)}")
         return least, most
 
 
@@ -102,14 +102,16 @@ def largest(w: Writer, buffer: str, start: str, size: int) -> str:
     return found
 
 
-def _clipped(value: str) -> str:
+def clipped(value: str) -> str:
+    """As far as float16 goes."""
     return f"T.max(T.min({value}, T.float32({HALF_MAX})), T.float32({-HALF_MAX}))"
 
 
-def _half(w: Writer, value: str) -> str:
+def half(w: Writer, value: str) -> str:
     """Rounded to float16, in a register of float32."""
-    return w.register(f'T.cast(T.cast({_clipped(value)}, "float16"), "float32")', lanes=1)
+    return w.register(f'T.cast(T.cast({clipped(value)}, "float16"), "float32")', lanes=1)
 
 
-def _next_half(value: str) -> str:
+def next_half(value: str) -> str:
+    """What takes a float16 to its neighbour, when it is added or subtracted and the sum is rounded."""
     return f"(T.abs({value}) * T.float32({RELATIVE_STEP!r}) + T.float32({LEAST_STEP!r}))"

@@ -66,7 +66,7 @@ class AttentionKernel:
         add("v", f.store.value, x.parts["v"])
         for name in f.store.arrays:
             if name not in ("k", "v"):
-                add(name, f.store.parameter, x.parts[name])
+                add(name, self.dtype_of(name), x.parts[name])
         if x.table is not None:
             binding, _ = x.table
             add("table", "float32", binding)
@@ -74,6 +74,10 @@ class AttentionKernel:
             add("bias", "float32", x.bias)
             self.bias_strides = [self.arguments.size(s) for s in x.bias_strides]
             self.bias_width = self.arguments.size(x.bias_width)
+
+    def dtype_of(self, part: str) -> str:
+        """How an array beside the keys and values lies in memory."""
+        return self.f.store.parameter
 
     def position(self, b: str, s: str) -> str:
         """The position of query s of row b."""
@@ -127,10 +131,11 @@ class AttentionKernel:
         f, w = self.f, self.w
         scores(w, f, a)
         with w.block(f"for r in T.serial({a.count}):"):
-            softmax(w, f, a, self._row(b, g, first), unmasked)
+            softmax(w, f, a, self.row(b, g, first), unmasked)
         values(w, f, a)
 
-    def _row(self, b: str, g: str, first: str) -> RowTexts:
+    def row(self, b: str, g: str, first: str) -> RowTexts:
+        """What is known of row `r` of the queries from `first` on."""
         f = self.f
         s = f"({first} + r // {f.shared})"
         head = f"(({g}) * {f.shared} + r % {f.shared})"

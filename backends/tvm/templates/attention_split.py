@@ -22,6 +22,7 @@ from irx.backends.tvm.templates.attention_kernel import (
     tile_span,
     weight_inverse,
 )
+from irx.backends.tvm.templates.attention_tailed import kernel_of
 from irx.backends.tvm.templates.attention_tile import Sums, begin
 from irx.backends.tvm.writer import Writer, at, splat
 from irx.ir.dims import Dim
@@ -44,7 +45,7 @@ def split(f: Form, x: Sources) -> tuple[Call, ...]:
 
 
 def _split(f: Form, x: Sources, left: dict[str, Temporary]) -> Call:
-    kernel = AttentionKernel(f, x)
+    kernel = kernel_of(f, x)
     kernel.read()
     w, add = kernel.w, kernel.arguments.pointer
     for name, temporary in left.items():

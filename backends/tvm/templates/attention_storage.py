@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from irx.ir.codes import tailed
+from irx.ir.types import KVType
+
 
 @dataclass(frozen=True)
 class Storage:
@@ -132,12 +135,60 @@ class TokenNibbles(TokenBytes):
         return [f'T.cast({part}, "float32x16")' for part in (_bits(words, 0, 15), _shifted(words, 4))]
 
 
+@dataclass(frozen=True)
+class Tailed(Storage):
+    """Codes in groups with a tail, `irx.runtime.kv_tailed`: kernels of their own read and write them.
+
+    Weights and scores are plain: steps and lowest values belong to channels of keys and to groups of channels of
+    values, not to tokens alone.
+    """
+
+    name: str = "kivi2-32-128"
+    word: str = "int32"
+    channels: int = 16
+    value: str = "uint8"
+    halves: int = 4
+    parameter: str = "float16"
+    bits: int = 2
+    group: int = 32
+    tail: int = 128
+    dtype: str = "f32"
+    """Of the tail."""
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """The arrays of a state."""
+        return tuple(name for side in "kv" for name in (side, *(f"{side}_{x}" for x in ("scale", "zero", "tail"))))
+
+    def lanes(self, word: str) -> list[str]:
+        """Byte k has channels 4 i + k at bit `bits` i."""
+        places = [(i, k) for i in range(8 // self.bits) for k in range(4)]
+        found = [_bits(word, 8 * k + self.bits * i, 2**self.bits - 1) for i, k in places]
+        return [f'T.cast({codes}, "float32x16")' for codes in found]
+
+    def values(self, found: str) -> list[str]:
+        """Channels that are 16 apart."""
+        words, mask = f'T.cast({found}, "int32x16")', 2**self.bits - 1
+        return [f'T.cast({_bits(words, self.bits * i, mask)}, "float32x16")' for i in range(self.halves)]
+
+
 def _bits(word: str, first: int, mask: int) -> str:
     return f"T.bitwise_and({_shifted(word, first)}, T.broadcast(T.int32({mask}), 16))"
 
 
 def _shifted(word: str, bits: int) -> str:
     return f"T.shift_right({word}, T.broadcast(T.int32({bits}), 16))" if bits else word
+
+
+def storage_of(kv: KVType) -> Storage | None:
+    """How kernels read a state's tokens, None where there are no kernels for them."""
+    code = tailed(kv.code)
+    if code is None:
+        return STORAGES.get(kv.storage)
+    per = 8 // code.bits
+    return Tailed(
+        str(code), channels=4 * per, halves=per, bits=code.bits, group=code.group, tail=code.tail, dtype=kv.dtype
+    )
 
 
 STORAGES = {storage.name: storage for storage in (Storage(), Pairs(), Bytes(), TokenBytes(), TokenNibbles())}

@@ -41,6 +41,9 @@ class Dropped(IRXError):
 class Instrument:
     """Base of all instruments; every method may be left as it is."""
 
+    def plan(self, passes: Sequence[Pass]) -> None:
+        """These passes will run, one after the other; told before `begin`, without those that were taken back."""
+
     def begin(self, program: Program, ctx: Context) -> None:
         """The pipeline starts on this program. What is raised here reaches the caller."""
 

@@ -12,35 +12,40 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
+from irx.analysis.roofline import node_floor
 from irx.ir.excerpt import main_graph
 from irx.ir.program import Program
+from irx.ir.sizes import used_sizes
 from irx.ledger import KEPT, Ledger
 from irx.pipeline.base import Context, Effect, Pass, Stage
 from irx.pipeline.instruments.base import Instrument, Kept, Verdict
 from irx.pipeline.latency import Latency
 from irx.pipeline.oracle import reading
 from irx.rewrite.report import Fuel
+from irx.target import Device
 
 Measure: TypeAlias = Callable[[Program], "Latency | str"]
 """The latency of one step of a program's main graph on the device, or why it is not measured."""
 
 LEAST = 0.2  # of a step: a pass is dropped for losses larger than this, and than twice the noise; the sum of regions
 # timed alone is no closer to the time of the step
+CONTEXT = 128  # tokens that states hold, and rows of graphs without one, where time is predicted
 FIRST = Stage.DEPTH  # passes before it make the program what every backend can run
 
 
 @dataclass
 class Gain(Instrument):
-    """Times a step with every pass, and without each."""
+    """Times a step with every pass, and without each; of lossy ones also what the cost model says."""
 
     measure: Measure
     gains: dict[int, Latency] = field(default_factory=dict, init=False)
+    predicted: dict[int, float] = field(default_factory=dict, init=False)
     note: str = field(default="", init=False)
     whole: float = field(default=0.0, init=False)
 
     def judge(self, captured: Program, kept: Sequence[Kept], ctx: Context) -> Verdict | None:
         """The pass that costs most, where one costs more than the noise."""
-        self.gains, self.note = {}, ""
+        self.gains, self.predicted, self.note = {}, {}, ""
         judged = [i for i, step in enumerate(kept) if step.one.stage >= FIRST and step.sites]
         if not judged:
             return None
@@ -51,13 +56,21 @@ class Gain(Instrument):
             return None
         for i in judged:
             later = [step for step in kept[i + 1 :] if step.one.effect is not Effect.LOSSY]
-            without = self.measure(_finished(kept[i - 1].program if i else captured, later, ctx))
+            without = _finished(kept[i - 1].program if i else captured, later, ctx)
             behind = len(later) < len(kept) - i - 1  # lossy passes, which neither side of the comparison has
-            full = self.measure(_finished(kept[i].program, later, ctx)) if behind else whole
-            if isinstance(without, Latency) and isinstance(full, Latency):
-                noise = (full.noise**2 + without.noise**2) ** 0.5
-                self.gains[kept[i].step] = Latency(full.seconds - without.seconds, noise)
+            full = _finished(kept[i].program, later, ctx) if behind else main_graph(kept[-1].program)
+            self._compare(kept[i], without, full, ctx)
         return self._worst(kept)
+
+    def _compare(self, step: Kept, without: Program, full: Program, ctx: Context) -> None:
+        """The gain of a pass from a step without it and one with it."""
+        old, new = self.measure(without), self.measure(full)
+        if isinstance(old, str) or isinstance(new, str):
+            return
+        noise = (new.noise**2 + old.noise**2) ** 0.5
+        self.gains[step.step] = Latency(new.seconds - old.seconds, noise)
+        if step.one.effect is Effect.LOSSY:
+            self.predicted[step.step] = old.seconds * (_floor(full, ctx.device) / _floor(without, ctx.device) - 1)
 
     def end(self, passes: Sequence[Pass], ledger: Ledger) -> None:
         """Enter the gains, each in the first row of its pass."""
@@ -66,7 +79,8 @@ class Gain(Instrument):
         for i, row in enumerate(ledger.rows):
             if row.decision == KEPT and row.step in self.gains and row.step not in entered:
                 gain = self.gains[row.step]
-                ledger.rows[i] = replace(row, latency=gain.seconds, noise=gain.noise)
+                predicted = self.predicted.get(row.step)
+                ledger.rows[i] = replace(row, latency=gain.seconds, noise=gain.noise, predicted=predicted)
                 entered.add(row.step)
 
     def _worst(self, kept: Sequence[Kept]) -> Verdict | None:
@@ -80,6 +94,13 @@ class Gain(Instrument):
             return None
         slower = losses[worst].seconds * 1e6
         return Verdict(worst, f"a step is {slower:.0f} us slower with it on this device", dropped=True)
+
+
+def _floor(program: Program, device: Device) -> float:
+    """Seconds that the cost model has for a step: every region at the slower of its bytes and operations."""
+    (graph,) = program.graphs.values()
+    sizes = {name: 1 if name in ("B", "R") else CONTEXT for name in (*used_sizes(graph), "T")}
+    return sum(node_floor(node, device, sizes).seconds for node in graph.nodes) or 1.0
 
 
 def _finished(program: Program, later: Sequence[Kept], ctx: Context) -> Program:

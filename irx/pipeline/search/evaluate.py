@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeAlias
 
 from irx.analysis.calibration import FORWARD
 from irx.analysis.roofline import graph_floor
 from irx.errors import IRXError
-from irx.ir.excerpt import main_graph
+from irx.ir.excerpt import main_graph, only
 from irx.ir.program import Program
 from irx.ir.sizes import used_sizes
 from irx.ledger import KEPT, NO_MATCH, Ledger
 from irx.pipeline.base import Context, Effect, Pass, Stage
 from irx.pipeline.index import PassIndex
 from irx.pipeline.latency import Latency
+from irx.pipeline.options import spell
 from irx.pipeline.pipeline import Pipeline
 from irx.pipeline.runner import run
 from irx.pipeline.search.outcome import Outcome, unusable
@@ -32,13 +33,19 @@ Clock: TypeAlias = Callable[[Program], "Latency | str"]
 """The time of one step of a program, or why it is not measured."""
 
 logger = logging.getLogger(__name__)
+PREFILL = "prefill"
+MOST_MADE = 12  # programs that are kept, each with the weights that its passes made
 CAPACITY = "T"  # what the size of states that state none is called
 CONTEXT = 128  # tokens that states hold, and rows of graphs without one, where time is predicted
 
 
 @dataclass
 class Evaluator:
-    """Runs the pipeline `base`, which names no lossy pass, with those of a candidate on `program`."""
+    """Runs the pipeline `base`, which names no lossy pass, with those of a candidate on `program`.
+
+    `prompt` is how many tokens of prompts there are for every one that is written. What the first passes of a candidate
+    made is kept for a while: others begin with the same, and what looks at data takes long.
+    """
 
     program: Program
     base: str
@@ -46,7 +53,9 @@ class Evaluator:
     ctx: Context
     quality: Quality
     clock: Clock
+    prompt: float = 0.0
     remarks: list[str] = field(default_factory=list, init=False)
+    made: dict[tuple[str, ...], _Made] = field(default_factory=dict, init=False)
 
     @cached_property
     def normalized(self) -> Program:
@@ -58,44 +67,78 @@ class Evaluator:
         """The outcome of the lossy passes in `text`; unusable where one is refused or finds nothing to do."""
         try:
             passes = [one for one in self._passes(text) if one.stage is not Stage.NORMALIZE]
-            return self._measured(passes)
+            return self._measured([one for one in passes if one.effect is Effect.LOSSY])
         except IRXError as error:
             return unusable(error.what)
         except Exception as error:  # a candidate that cannot be built or run is one less to choose from
             logger.warning("search: %s failed", text, exc_info=True)
             return unusable(f"{type(error).__name__}: {error}")
 
-    def _measured(self, passes: list[Pass]) -> Outcome:
-        lossy = [one for one in passes if one.effect is Effect.LOSSY]
-        changed, ledger = run(lossy, (), self.normalized, self.ctx)
-        problem = _problem(ledger)
-        if problem:
-            return unusable(problem)
-        seconds = self._seconds(self._fused(changed))
-        return Outcome(seconds, dict(self.quality(changed, _shows_in_decoding(ledger))))
+    def _measured(self, lossy: list[Pass]) -> Outcome:
+        made = self._made(lossy)
+        if made.problem:
+            return unusable(made.problem)
+        found = self._latency(made.program)
+        return Outcome(found.seconds, dict(self.quality(made.program, made.decoding)), noise=found.noise)
+
+    def _made(self, lossy: list[Pass]) -> _Made:
+        """What the passes make of the normalized program, one after the other."""
+        key = tuple(map(spell, lossy))
+        if not key:
+            return _Made(self.normalized)
+        if key not in self.made:
+            before = self._made(lossy[:-1])
+            self.made[key] = before if before.problem else self._after(before, lossy[-1])
+            for old in list(self.made)[:-MOST_MADE]:
+                del self.made[old]
+        return self.made[key]
+
+    def _after(self, before: _Made, one: Pass) -> _Made:
+        captured = self.normalized if before.program is not self.normalized else None
+        changed, ledger = run([one], (), before.program, replace(self.ctx, captured=captured))
+        return _Made(changed, before.decoding or _shows_in_decoding(ledger), _problem(ledger))
+
+    def _latency(self, changed: Program) -> Latency:
+        """Of a step, and of its share of a prompt."""
+        step = self._timed(main_graph(changed))
+        if not self.prompt or PREFILL not in changed.graphs:
+            return step
+        prefill, weight = self._timed(only(changed, PREFILL)), self.prompt / CONTEXT
+        noise = (step.noise**2 + (weight * prefill.noise) ** 2) ** 0.5
+        return Latency(step.seconds + weight * prefill.seconds, noise)
 
     def _fused(self, changed: Program) -> Program:
         later = [one for one in self._passes("") if one.stage is not Stage.NORMALIZE]
-        return run(later, (), main_graph(changed), self.ctx)[0]
+        return run(later, (), changed, self.ctx)[0]
 
-    def _seconds(self, fused: Program) -> float:
+    def _timed(self, part: Program) -> Latency:
         """Measured where that is possible, else predicted and corrected by what the unchanged program takes."""
+        fused = self._fused(part)
         found = self.clock(fused)
         if isinstance(found, Latency):
-            return found.seconds
+            return found
         remark = f"search: times are predicted from bytes and operations, not measured: {found}"
         self.remarks += [remark] if remark not in self.remarks else []
-        return self._correction * floor_seconds(fused, self.ctx.device)
+        return Latency(self._correction * floor_seconds(fused, self.ctx.device), 0.0)
 
     @cached_property
     def _correction(self) -> float:
         """The measured time of the unchanged program over the predicted one; 1 where nothing is measured."""
-        fused = self._fused(self.normalized)
+        fused = self._fused(main_graph(self.normalized))
         found = self.clock(fused)
         return found.seconds / floor_seconds(fused, self.ctx.device) if isinstance(found, Latency) else 1.0
 
     def _passes(self, text: str) -> tuple[Pass, ...]:
         return joined(self.base, text, self.index).passes
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What passes made of the program, whether only decoding shows it, and what speaks against using it."""
+
+    program: Program
+    decoding: bool = False
+    problem: str = ""
 
 
 def joined(base: str, text: str, index: PassIndex) -> Pipeline:
@@ -108,7 +151,7 @@ def joined(base: str, text: str, index: PassIndex) -> Pipeline:
 
 def floor_seconds(program: Program, device: Device) -> float:
     """The least time of one step on the device, by the bytes it moves and the operations it does."""
-    (graph,) = main_graph(program).graphs.values()
+    (graph,) = program.graphs.values() if len(program.graphs) == 1 else main_graph(program).graphs.values()
     sizes = {name: 1 if name in ("B", "R") else CONTEXT for name in (*used_sizes(graph), CAPACITY)}
     return graph_floor(graph, device, sizes).seconds
 
@@ -124,8 +167,5 @@ def _problem(ledger: Ledger) -> str:
 
 
 def _shows_in_decoding(ledger: Ledger) -> bool:
-    """True where some pass leaves `forward` as it is: only decoding shows what it did."""
-    by_step: dict[int, set[str]] = {}
-    for row in ledger.rows:
-        by_step.setdefault(row.step, set()).update(row.graphs)
-    return any(FORWARD not in graphs for graphs in by_step.values())
+    """True where a pass leaves `forward` as it is: only decoding shows what it did."""
+    return FORWARD not in {graph for row in ledger.rows for graph in row.graphs}

@@ -11,7 +11,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from irx.budget import Budget
@@ -23,6 +23,8 @@ from irx.pipeline.search.settings import Search
 HOPELESS = 2.0  # of the budget: a level that takes more alone is not made stronger, nor tried beside others
 OPTIMISM = 1.5  # of the budget: candidates whose damages add up to more are not measured
 STARTS = (1.0, 0.75, 0.5, 0.25)  # of the budget: what the warm start may spend, less each time that it is outside
+COMMON = 0.03  # of the time: noise beyond it is that of regions which candidates share, and which are timed once
+FOR_FINE = 0.6  # of the time: after it no fine unit is tried alone
 ELITE = 4  # candidates that have offspring
 TRIES = 64  # switches that are drawn for one offspring before there is none
 
@@ -43,6 +45,11 @@ class Candidate:
         """True within the budget."""
         return self.share <= 1
 
+    def ties(self, other: Candidate) -> bool:
+        """True where the two are equally fast, as far as can be measured."""
+        band = (self.outcome.noise**2 + other.outcome.noise**2) ** 0.5
+        return abs(self.outcome.seconds - other.outcome.seconds) <= min(band, COMMON * self.outcome.seconds)
+
     @property
     def fitness(self) -> tuple[bool, float, float]:
         """Smaller is better: inside the budget, then fast, then close to the original."""
@@ -51,11 +58,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found: candidates inside the budget, best first and the unchanged program last, and the front."""
+    """What a search found: candidates inside the budget, best first and the unchanged program last, the front, and
+    every candidate that can be used."""
 
     ranked: tuple[Candidate, ...]
     front: tuple[Candidate, ...]
     notes: tuple[str, ...]
+    usable: tuple[Candidate, ...] = ()
 
 
 @dataclass
@@ -70,6 +79,10 @@ class Hunt:
     seen: dict[Configuration, Candidate] = field(default_factory=dict, init=False)
     parents: list[Candidate] = field(default_factory=list, init=False)
     """The best so far behind every stage and generation."""
+    first: float | None = field(default=None, init=False)
+    """Seconds until there was a faster candidate inside the budget."""
+    latest: float = field(default=0.0, init=False)
+    """Seconds until the best was found."""
 
     def run(self) -> Found:
         """Search until the time is over or nothing new is left to try."""
@@ -78,31 +91,41 @@ class Hunt:
         self.base = self.measure("")
         self.seen[exact] = Candidate("", exact, self.base, 0.0)
         ended = self._search()
-        return Found(self._ranked(), self._front(), tuple(self._notes(ended)))
+        usable = tuple(one for one in self.seen.values() if math.isfinite(one.share))
+        return Found(self._ranked(), self._front(), tuple(self._notes(ended)), usable)
 
     def _search(self) -> str:
         if self.budget.exact:
             return "the budget allows nothing that changes the function"
-        self._alone()
+        self._alone(fine=False)
         self._begin()
+        if any(unit.fine for unit in self.units):
+            self._alone(fine=True)
+            self._begin()
         while self._time_left():
             if not self._generation():
                 return "nothing new was left to try"
         return f"the limit of {self.settings.minutes:g} minutes was reached"
 
-    def _alone(self) -> None:
-        """Every level of every unit alone, weak ones first; units take turns, but for the family that takes longest."""
-        for _, level, _, unit in sorted(self._turns()):
+    def _alone(self, *, fine: bool) -> None:
+        """Every level of every unit alone, weak ones first; units take turns, but for the family that takes longest.
+
+        What is left of the time is not all for fine units: there are many.
+        """
+        for _, level, _, turn in sorted(self._turns(fine)):
+            unit = abs(turn)
             weaker = self._single(unit, level - 1)
-            if weaker is not None and not _hopeless(weaker):
+            early = not fine or self.clock() - self.started < FOR_FINE * self.settings.minutes * 60
+            if weaker is not None and not _hopeless(weaker) and early:
                 self._candidate(self._only(unit, level))
         self._remember()
 
-    def _turns(self) -> Iterator[tuple[bool, int, int, int]]:
+    def _turns(self, fine: bool) -> Iterator[tuple[bool, int, int, int]]:
+        """In each family the last unit first: those before it mostly look at data, which takes long."""
         for index, unit in enumerate(self.units):
             rank = FAMILIES.index(unit.family)
-            for level in range(1, 1 + len(unit.levels)):
-                yield unit.family == FAMILIES[-1], level, rank, index
+            for level in range(1, 1 + len(unit.levels) if unit.fine == fine else 0):
+                yield unit.family == FAMILIES[-1], level, rank, index if fine else -index
 
     def _begin(self) -> None:
         """The warm start, with less of the budget each time that it turns out to be outside."""
@@ -176,9 +199,18 @@ class Hunt:
                 return None
             text = spelled(self.units, configuration)
             outcome = self.measure(text)
-            self.seen[configuration] = Candidate(text, configuration, outcome, share(outcome, self.budget, self.base))
-            logger.info("search: %s", _line(self.seen[configuration]))
+            found = Candidate(text, configuration, outcome, share(outcome, self.budget, self.base))
+            before = self._best()
+            self.seen[configuration] = found
+            self._note_time(found, before)
+            logger.info("search: %s", _line(found))
         return self.seen[configuration]
+
+    def _note_time(self, found: Candidate, before: Candidate) -> None:
+        """When there was something to use, and when what is best now."""
+        if found.inside and self._best() is found and found is not before:
+            self.latest = self.clock() - self.started
+            self.first = self.latest if self.first is None else self.first
 
     def _single(self, unit: int, level: int) -> Candidate | None:
         return self.seen.get(self._only(unit, level))
@@ -192,7 +224,7 @@ class Hunt:
         return tuple(level if other == unit else 0 for other in range(len(self.units)))
 
     def _best(self) -> Candidate:
-        return min(self.seen.values(), key=lambda one: (one.fitness, one.configuration))
+        return _best(self.seen.values())
 
     def _elite(self) -> list[Configuration]:
         """The best few: what is best alone may be one that goes with nothing else."""
@@ -209,7 +241,11 @@ class Hunt:
         """The unchanged program is the last resort; what is slower than it is no answer."""
         exact = self.seen[(0,) * len(self.units)]
         inside = [one for one in self.seen.values() if one.inside and one.outcome.seconds < exact.outcome.seconds]
-        return (*sorted(inside, key=lambda one: (one.fitness, one.configuration)), exact)
+        ordered: list[Candidate] = []
+        while inside:
+            ordered.append(_best(inside))
+            inside.remove(ordered[-1])
+        return (*ordered, exact)
 
     def _front(self) -> tuple[Candidate, ...]:
         """Candidates, also outside the budget, than which none is both faster and closer; the closest first."""
@@ -223,8 +259,18 @@ class Hunt:
     def _notes(self, ended: str) -> Iterator[str]:
         unusable = [one for one in self.seen.values() if one.outcome.reason]
         yield f"search: {len(self.seen)} candidates, {len(unusable)} of them unusable; {ended}"
+        if self.first is not None:
+            yield f"search: a first answer after {self.first:.0f} s, the best after {self.latest:.0f} s"
         yield from (f"search: unusable: {one.text}: {one.outcome.reason}" for one in unusable)
         yield from (f"search: on the front: {_line(one)}" for one in self._front())
+
+
+def _best(candidates: Iterable[Candidate]) -> Candidate:
+    """The fastest inside the budget; of those that are as fast within the noise, the closest to the original."""
+    known = list(candidates)
+    fastest = min(known, key=lambda one: (one.fitness, one.configuration))
+    ties = [one for one in known if one.inside == fastest.inside and one.ties(fastest)] if fastest.inside else []
+    return min((fastest, *ties), key=lambda one: (one.share, one.outcome.seconds, one.configuration))
 
 
 def _hopeless(one: Candidate) -> bool:

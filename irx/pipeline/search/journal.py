@@ -50,11 +50,17 @@ class Journal:
 def _written(outcome: Outcome) -> dict[str, object]:
     """JSON has neither infinity nor NaN, which are written as text."""
     figures = {name: repr(float(value)) for name, value in outcome.figures.items()}
-    return {"seconds": repr(outcome.seconds), "figures": figures, "reason": outcome.reason}
+    return {
+        "seconds": repr(outcome.seconds),
+        "figures": figures,
+        "reason": outcome.reason,
+        "noise": repr(outcome.noise),
+    }
 
 
 def _read(data: Mapping[str, object]) -> Outcome:
     figures = data["figures"]
     assert isinstance(figures, dict)
     numbers = {str(name): float(value) for name, value in figures.items()}
-    return Outcome(float(str(data["seconds"])) if data["seconds"] else math.inf, numbers, str(data["reason"]))
+    seconds = float(str(data["seconds"])) if data["seconds"] else math.inf
+    return Outcome(seconds, numbers, str(data["reason"]), float(str(data["noise"])))

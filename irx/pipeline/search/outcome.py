@@ -12,11 +12,15 @@ from irx.budget import Budget
 
 @dataclass(frozen=True)
 class Outcome:
-    """Seconds of a step, figures of quality as `irx.Budget` names them, and why a candidate cannot be used, if so."""
+    """Seconds of a step, figures of quality as `irx.Budget` names them, and why a candidate cannot be used, if so.
+
+    `noise` is the band of the seconds: two that lie in one band are equally fast.
+    """
 
     seconds: float
     figures: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
+    noise: float = 0.0
 
 
 Measure: TypeAlias = Callable[[str], Outcome]

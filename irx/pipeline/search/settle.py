@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from irx.ir.program import Program
-from irx.ledger import KEPT, Ledger
+from irx.ledger import KEPT, Ledger, Point
 from irx.pipeline.base import Effect
-from irx.pipeline.search.hunt import Found
+from irx.pipeline.search.hunt import Candidate, Found
 
 Compile: TypeAlias = Callable[[str], tuple[Program, Ledger]]
 """What the text of lossy passes makes of the program; passes that lead over the budget on held-out data are dropped."""
@@ -37,7 +37,14 @@ def settle(found: Found, compile: Compile) -> tuple[Program, Ledger]:
         logger.info(failed[-1])
         least = one.share
     ledger.notes += [*found.notes, *failed, f"search: chosen: {one.text or 'nothing lossy'}"]
+    ledger.points = [_point(known, found, one) for known in found.usable]
     return program, ledger
+
+
+def _point(one: Candidate, found: Found, chosen: Candidate) -> Point:
+    figures = {name: value for name, value in one.outcome.figures.items() if math.isfinite(value)}
+    seconds, noise = one.outcome.seconds, one.outcome.noise
+    return Point(one.text, seconds, one.share, noise, figures, front=one in found.front, chosen=one is chosen)
 
 
 def _lost(effect: str, decision: str) -> bool:

@@ -13,12 +13,12 @@ from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
-from irx.analysis.blocks import Kind, find_blocks
+from irx.analysis.blocks import Kind, corresponding, find_blocks
 from irx.analysis.calibration import FORWARD, Calibration, Inputs
 from irx.ir.graph import Builder, Value
 from irx.ir.opdef import Array
 from irx.ir.program import Program
-from irx.passes.depth.removal import Removal, leaving
+from irx.passes.depth.removal import Removal, leaving, obstacle
 
 Score = Callable[[Collection[int]], dict[int, float]]
 """Importances of the candidates that are left once some are gone."""
@@ -50,6 +50,29 @@ def importances(
             sums[index] += float((array.astype(np.float64) * weights).sum())
             counts[index] += float(weights.sum())
     return {index: 1 - sums[index] / max(counts[index], 1.0) for index in cosines}
+
+
+def least_important(program: Program, calibration: Calibration) -> dict[str, list[int]]:
+    """Numbers of blocks by the importance of all of them (`block`), and of their `attn` and `mlp` units, least first.
+
+    The first and the last block of a stream, and what cannot go, are left out.
+    """
+    rows, _ = corresponding(program)
+    inner = [i for i in range(1, len(rows) - 1) if rows[i - 1].keys() == rows[i].keys() == rows[i + 1].keys()]
+    found: dict[str, list[int]] = {}
+    for name, kinds in UNITS.items():
+        free = [i for i in inner if all(obstacle(leaving(block, kinds)) is None for block in rows[i].values())]
+        scores = importances(program, calibration, kinds, ()) if free else {}
+        found[name] = sorted((i for i in free if i in scores), key=lambda index: (scores[index], index))
+    return found
+
+
+UNITS: dict[str, frozenset[Kind]] = {
+    "block": frozenset({"attention", "mlp"}),
+    "attn": frozenset({"attention"}),
+    "mlp": frozenset({"mlp"}),
+}
+"""What of a block can go, by the names that skip-layers has for it."""
 
 
 def _with_cosines(program: Program, kinds: frozenset[Kind], gone: Collection[int]) -> tuple[Program, dict[int, Value]]:

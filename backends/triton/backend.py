@@ -1,0 +1,139 @@
+"""The triton backend: GPUs, with kernels compiled ahead of time for a named device; on the CPU, interpreted.
+
+`target="triton:cpu"` lowers for a stand-in GPU and runs every kernel in Triton's interpreter: slow, and for numbers
+only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import irx.ops  # noqa: F401  declares the ops that a text names
+from irx.backends.regions.lowered import Choices, default_schedule
+from irx.backends.regions.steps import Lowering, Steps
+from irx.backends.triton import manifest
+from irx.backends.triton.compiling import Binary, compile_kernels, missing, triton_version, try_kernels
+from irx.backends.triton.driver import open_driver
+from irx.backends.triton.executors import Absent, Executor, Gpu, Interpreter
+from irx.backends.triton.kernel import Kernel
+from irx.backends.triton.plan import Plan
+from irx.backends.triton.resources import read_usage
+from irx.backends.triton.rules import RULES
+from irx.errors import DamagedArtifact, KernelFailed, MissingFeature
+from irx.ir.excerpt import excerpt
+from irx.ir.graph import Graph, Node
+from irx.ir.parser import parse
+from irx.ir.printer import print_program
+from irx.ir.program import Program
+from irx.pipeline.backend import Latency
+from irx.target import Device, find_device
+
+GRAPH = "graph.irx"
+CHOICES = "choices.json"
+STAND_IN = "a100"  # the GPU for which kernels are made that the interpreter runs
+REPLACING = ("kv_evict", "kv_gather")
+
+
+class TritonBackend:
+    """Builds the graph's text, the choices made, and the kernels as binaries, with their sources and launches."""
+
+    name = "triton"
+    layouts = frozenset({"dense"})
+
+    def missing(self, device: Device) -> str | None:
+        """Triton, which runs nowhere in this process: neither a GPU nor its driver is needed to compile."""
+        return missing()
+
+    def supports(self, node: Node, device: Device) -> str | None:
+        """Nodes without kernels run by torch inside the plan; only what moves a cache's slots cannot."""
+        if node.op.name in REPLACING:
+            return f"{node.op.name} makes a new KV state, and kernels change states in place"
+        return None
+
+    def spaces(self, program: Program, graph: Graph, device: Device) -> Sequence[Any]:
+        """None: schedules come from the device's file."""
+        return ()
+
+    def build(self, program: Program, graph: Graph, device: Device) -> dict[str, bytes]:
+        """The graph as text, and every kernel of it: `<symbol>.cubin` (or `.hsaco`), `<symbol>.py`, `<symbol>.json`.
+
+        A kernel that does not compile, or that the device has no room for, leaves its regions to the next rule, or to
+        torch, which the ledger tells; with IRX_DEBUG it is an error.
+        """
+        refused: dict[str, str] = {}
+        while True:
+            steps = lowering(device, refused).steps(graph)
+            kernels = kernels_of(steps)
+            binaries, failures = _compiled(kernels, device)
+            if not failures:
+                break
+            if os.environ.get("IRX_DEBUG", "0") not in ("", "0"):
+                raise KernelFailed("; ".join(f"{symbol}: {reason}" for symbol, reason in failures.items()))
+            refused |= failures
+        choices = json.dumps({"refused": refused, "triton": triton_version()})
+        files = {GRAPH: print_program(excerpt(program, graph)).encode(), CHOICES: choices.encode()}
+        for symbol, kernel in kernels.items():
+            files[f"{symbol}.py"] = kernel.source.encode()
+            files |= manifest.written(kernel, binaries[symbol], device) if symbol in binaries else {}
+        return files
+
+    def latency(self, program: Program, graph: Graph, device: Device) -> Latency | str:
+        """Nothing is measured while compiling for a GPU."""
+        return "kernels of a GPU are not timed while compiling"
+
+    def load(self, blobs: Mapping[str, bytes], device: Device) -> Plan:
+        """The plan of a graph that `build` wrote; kernels whose binaries the files lack are compiled.
+
+        Where no GPU of the device's architecture is, the plan can be saved but not called. Raises DamagedArtifact,
+        DriverTooOld.
+        """
+        for file in (GRAPH, CHOICES):
+            if file not in blobs:
+                raise DamagedArtifact(f"a kernel of the triton backend lacks {file}", fix="compile and save it again")
+        (graph,) = parse(blobs[GRAPH].decode(), GRAPH).graphs.values()
+        steps = lowering(device, json.loads(blobs[CHOICES])["refused"]).steps(graph)
+        return Plan(graph, steps, _executor(steps, blobs, device))
+
+
+BACKEND = TritonBackend()
+
+
+def lowering(device: Device, refused: Mapping[str, str]) -> Lowering:
+    """What makes the steps of a graph for a device."""
+    gpu = find_device(STAND_IN) if device.kind == "cpu" else device
+    return Lowering(RULES, Choices(gpu, default_schedule), refused)
+
+
+def kernels_of(steps: Steps) -> dict[str, Kernel]:
+    """All kernels by symbol."""
+    found = {k.symbol: k for step in steps.steps if step.lowered is not None for k in step.lowered.kernels}
+    return cast("dict[str, Kernel]", found)
+
+
+def _compiled(kernels: Mapping[str, Kernel], device: Device) -> tuple[dict[str, Binary], dict[str, str]]:
+    """Binaries, and why there is none: it does not compile, or never fits the device."""
+    if device.kind == "cpu":
+        return {}, {}
+    made, failures = try_kernels(kernels.values(), device)
+    for symbol, binary in made.items():
+        usage = read_usage(binary.data, symbol, device, shared=binary.shared, warps=binary.warps)
+        if (reason := usage.refusal(device)) is not None:
+            failures[symbol] = f"it takes {reason}"
+    return made, failures
+
+
+def _executor(steps: Steps, blobs: Mapping[str, bytes], device: Device) -> Executor:
+    """What runs the kernels here. On a machine without a GPU nothing does, and a call says so."""
+    if device.kind == "cpu":
+        return Interpreter()
+    kernels = kernels_of(steps)
+    try:
+        open_driver().require(device)
+    except MissingFeature as error:
+        return Absent(error)
+    found = {symbol: binary for symbol in kernels if (binary := manifest.read(symbol, blobs, device)) is not None}
+    absent = [kernel for symbol, kernel in kernels.items() if symbol not in found]
+    return Gpu(kernels, found | (compile_kernels(absent, device) if absent else {}), device)

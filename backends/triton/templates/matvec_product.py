@@ -1,0 +1,150 @@
+"""The sums of a matrix-vector kernel: chunks of a few columns met by the same chunks of all rows of x.
+
+Names in the kernel's text: `rn` [columns] the output columns, `rc` [span] and `rt` [elements of a load] as tl.arange;
+`sum{p}_{m}` [columns, span] of product p and row m, and `squares{m}` where the norm is folded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from irx.backends.triton.templates.linear_codes import Codes, emit_codes, field
+from irx.backends.triton.templates.linear_input import (
+    Statistics,
+    emit_statistics,
+    emit_vectors,
+    emit_x,
+    masked,
+)
+from irx.backends.triton.templates.linear_shape import wide
+from irx.backends.triton.templates.matvec_shape import Shape
+from irx.backends.triton.writer import Writer
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Names in one pass over chunks: their numbers [span], masks of chunks, and of columns and chunks (empty: all)."""
+
+    chunk: str
+    inside: str
+    mask: str
+
+
+def emit_sums(w: Writer, shape: Shape) -> list[list[str]]:
+    """The sums of each product for every row: names of [columns] values."""
+    p = shape.problem
+    stats = _statistics(w, shape)
+    for m in range(shape.most):
+        for i in range(len(p.layouts)):
+            w(f"sum{i}_{m} = tl.zeros(({shape.columns}, {shape.span}), tl.float32)")
+        if shape.folds:
+            w(f"squares{m} = tl.zeros(({_squares_shape(shape)}), tl.float32)")
+    _passes(w, shape, stats)
+    factors = [_factor(w, shape, m) for m in range(shape.most)]
+    return [
+        [w.let(f"tl.sum(sum{i}_{m}, 1){factors[m]}", "total") for m in range(shape.most)] for i in range(len(p.layouts))
+    ]
+
+
+def row_pointer(shape: Shape, m: int) -> str:
+    """Where row `m` of x begins; a row behind the last one is read as the last, and not stored."""
+    return "x" if shape.most == 1 else f"(x + tl.minimum({m}, rows - 1) * {shape.problem.k})"
+
+
+def _statistics(w: Writer, shape: Shape) -> list[Statistics]:
+    if shape.folds:
+        return [Statistics()] * shape.most
+    return [emit_statistics(w, shape.problem, row_pointer(shape, m), 0) for m in range(shape.most)]
+
+
+def _squares_shape(shape: Shape) -> str:
+    return f"{shape.span}, {shape.problem.layout.words if shape.problem.is_packed else shape.problem.chunk}"
+
+
+def _factor(w: Writer, shape: Shape, m: int) -> str:
+    """What the sums of a row are multiplied by."""
+    norm = shape.problem.region.norm
+    if not shape.folds or norm is None:
+        return ""
+    mean = f"tl.sum(tl.sum(squares{m}, 1), 0) / {shape.problem.k}"
+    return f" * {w.let(f'tl.rsqrt({mean} + {norm.eps!r})', 'scale')}"
+
+
+def _passes(w: Writer, shape: Shape, stats: Sequence[Statistics]) -> None:
+    chunks = shape.problem.chunks
+    if shape.split == 1 and chunks <= shape.span:
+        _one_pass(w, shape, "0", str(chunks), stats)
+        return
+    first = w.let(f"share * {shape.share}", "first") if shape.split > 1 else "0"
+    last = w.let(f"tl.minimum({first} + {shape.share}, {chunks})", "last") if shape.split > 1 else str(chunks)
+    stages = f", num_stages={shape.stages}" if shape.stages > 1 else ""
+    with w.block(f"for start in tl.range({first}, {last}, {shape.span}{stages}):"):
+        _one_pass(w, shape, "start", last, stats)
+
+
+def _one_pass(w: Writer, shape: Shape, start: str, last: str, stats: Sequence[Statistics]) -> None:
+    chunk = "rc" if start == "0" else w.let(f"{start} + rc", "chunk")
+    inside = "" if shape.is_whole else w.let(f"{chunk} < {last}", "inside")
+    columns = "" if shape.problem.n % shape.columns == 0 else "mn"
+    parts = [f"{columns}[:, None]" if columns else "", f"{inside}[None, :]" if inside else ""]
+    mask = " & ".join(part for part in parts if part)
+    step = _Pass(chunk, inside, w.let(mask, "mask") if mask and inside else mask)
+    (_packed_pass if shape.problem.is_packed else _float_pass)(w, shape, step, stats)
+
+
+# --- floats ---------------------------------------------------------------------------------------------------------
+
+
+def _float_pass(w: Writer, shape: Shape, step: _Pass, stats: Sequence[Statistics]) -> None:
+    p = shape.problem
+    column = w.let(f"{step.chunk}[:, None] * {p.chunk} + rt[None, :]", "column")
+    inside = "" if shape.is_whole else w.let(f"{column} < {p.k}", "inside")
+    limits = ["mn[:, None, None]" if p.n % shape.columns else "", f"{inside}[None, :, :]" if inside else ""]
+    mask = " & ".join(limit for limit in limits if limit)
+    place = w.let(f"(rn{wide(p.n, p.layout.depth)} * {p.layout.depth})[:, None, None] + {column}[None, :, :]", "place")
+    weights = [w.let(f"tl.load(w{i}_data + {place}{masked(mask)}).to(tl.float32)", "w") for i in range(len(p.layouts))]
+    vectors = emit_vectors(w, p, column, inside)
+    for m in range(shape.most):
+        squares = f"squares{m}" if shape.folds else ""
+        x = emit_x(w, p, f"{row_pointer(shape, m)} + {column}", inside, vectors, stats[m], squares)
+        for i, weight in enumerate(weights):
+            w(f"sum{i}_{m} += tl.sum({weight} * {x}[None, :, :], 2)")
+
+
+# --- codes ----------------------------------------------------------------------------------------------------------
+
+
+def _packed_pass(w: Writer, shape: Shape, step: _Pass, stats: Sequence[Statistics]) -> None:
+    p = shape.problem
+    words, rows, products = p.layout.words, range(shape.most), range(len(p.layouts))
+    codes = [
+        emit_codes(w, layout, {part: f"w{i}_{part}" for part in layout.parts}, "rn", step.chunk, step.mask)
+        for i, layout in enumerate(p.layouts)
+    ]
+    for m in rows:
+        w(f"xs{m} = tl.zeros(({shape.span}, {words}), tl.float32)")
+        for i in products:
+            w(f"dot{i}_{m} = tl.zeros(({shape.columns}, {shape.span}, {words}), tl.float32)")
+    inside = f"{step.inside}[:, None]" if step.inside else ""
+    for f in range(p.layout.fields):
+        column = w.let(f"{step.chunk}[:, None] * {p.chunk} + ({f * words} + rt[None, :])", "column")
+        vectors = emit_vectors(w, p, column, inside)
+        floats = [w.let(field(code, f), "f") for code in codes]
+        for m in rows:
+            squares = f"squares{m}" if shape.folds else ""
+            x = emit_x(w, p, f"{row_pointer(shape, m)} + {column}", inside, vectors, stats[m], squares)
+            w(f"xs{m} += {x}")
+            for i in products:
+                w(f"dot{i}_{m} += {floats[i]} * {x}[None, :, :]")
+    for m in rows:
+        total = w.let(f"tl.sum(xs{m}, 1)[None, :]", "xs")
+        for i in products:
+            _add_scaled(w, codes[i], f"sum{i}_{m}", f"tl.sum(dot{i}_{m}, 2)", total)
+
+
+def _add_scaled(w: Writer, codes: Codes, target: str, dot: str, total: str) -> None:
+    """Add the product of chunks, from the sum of their floats 1 + code / steps, and that of x."""
+    offset = codes.steps + codes.coding.zero
+    minimum = f" + {codes.minimum} * {total}" if codes.minimum else ""
+    w(f"{target} += {codes.scale} * ({codes.steps}.0 * {dot} - {offset}.0 * {total}){minimum}")

@@ -1,0 +1,44 @@
+"""The states of a program: what each becomes in every graph, who reads it, and another type for it in all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from irx.ir.graph import Graph, Node, Value
+from irx.ir.program import Program
+from irx.ir.regions import body_of
+from irx.ir.types import KVType
+
+
+def states_of(graph: Graph) -> list[Value]:
+    """The KV states that a graph takes."""
+    return [value for value in graph.inputs if isinstance(value.type, KVType)]
+
+
+def versions(graph: Graph, state: Value) -> Iterator[Value]:
+    """A state and what it becomes, one after the other."""
+    yield state
+    for node in graph.users(state):
+        for value in node.outputs:
+            if isinstance(value.type, KVType):
+                yield from versions(graph, value)
+
+
+def users(graph: Graph, state: Value) -> list[Node]:
+    """The nodes that read any version of a state, in order."""
+    found = {node for value in versions(graph, state) for node in graph.users(value)}
+    return [node for node in graph.nodes if node in found]
+
+
+def fused(graph: Graph, state: Value) -> bool:
+    """True where a fusion reads a state: its body would have to change with it."""
+    return any(body_of(node) is not None for node in users(graph, state))
+
+
+def retype(program: Program, name: str, change: Callable[[KVType], KVType]) -> None:
+    """Give the state of a name another type in all graphs; nothing but states may depend on it."""
+    for graph in program.graphs.values():
+        for state in (value for value in states_of(graph) if value.name == name):
+            for value in versions(graph, state):
+                assert isinstance(value.type, KVType), "a state stays a state"
+                value.type = change(value.type)
