@@ -231,7 +231,7 @@ def assemble(
     """Step 7: kernels, weights on their device, and what is known about the model."""
     used = program.used_weights()
     weights = settled(program.weights, used)
-    store = WeightStore(partial(tensor_of, weights), torch.device(goal.device.place))
+    store = WeightStore(partial(tensor_of, weights), torch.device(_here(goal).device.place))
     _describe(ledger, program, parts, goal, source)
     made = Compiled(
         name=program.name,

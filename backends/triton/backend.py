@@ -22,6 +22,7 @@ from irx.backends.triton.kernel import Kernel
 from irx.backends.triton.plan import Plan
 from irx.backends.triton.resources import read_usage
 from irx.backends.triton.rules import RULES
+from irx.backends.triton.usage import Usage
 from irx.errors import DamagedArtifact, KernelFailed, MissingFeature
 from irx.ir.excerpt import excerpt
 from irx.ir.graph import Graph, Node
@@ -95,7 +96,8 @@ class TritonBackend:
                 raise DamagedArtifact(f"a kernel of the triton backend lacks {file}", fix="compile and save it again")
         (graph,) = parse(blobs[GRAPH].decode(), GRAPH).graphs.values()
         steps = lowering(device, json.loads(blobs[CHOICES])["refused"]).steps(graph)
-        return Plan(graph, steps, _executor(steps, blobs, device))
+        binaries = manifest.read_all(kernels_of(steps), blobs, device)
+        return Plan(graph, steps, _executor(steps, binaries, device), device, _usages(binaries, device))
 
 
 BACKEND = TritonBackend()
@@ -118,14 +120,21 @@ def _compiled(kernels: Mapping[str, Kernel], device: Device) -> tuple[dict[str, 
     if device.kind == "cpu":
         return {}, {}
     made, failures = try_kernels(kernels.values(), device)
-    for symbol, binary in made.items():
-        usage = read_usage(binary.data, symbol, device, shared=binary.shared, warps=binary.warps)
+    for symbol, usage in _usages(made, device).items():
         if (reason := usage.refusal(device)) is not None:
             failures[symbol] = f"it takes {reason}"
     return made, failures
 
 
-def _executor(steps: Steps, blobs: Mapping[str, bytes], device: Device) -> Executor:
+def _usages(binaries: Mapping[str, Binary], device: Device) -> dict[str, Usage]:
+    """What every kernel takes, read from its binary. Raises DamagedArtifact."""
+    return {
+        symbol: read_usage(binary.data, symbol, device, shared=binary.shared, warps=binary.warps)
+        for symbol, binary in binaries.items()
+    }
+
+
+def _executor(steps: Steps, binaries: Mapping[str, Binary], device: Device) -> Executor:
     """What runs the kernels here. On a machine without a GPU nothing does, and a call says so."""
     if device.kind == "cpu":
         return Interpreter()
@@ -134,6 +143,5 @@ def _executor(steps: Steps, blobs: Mapping[str, bytes], device: Device) -> Execu
         open_driver().require(device)
     except MissingFeature as error:
         return Absent(error)
-    found = {symbol: binary for symbol in kernels if (binary := manifest.read(symbol, blobs, device)) is not None}
-    absent = [kernel for symbol, kernel in kernels.items() if symbol not in found]
-    return Gpu(kernels, found | (compile_kernels(absent, device) if absent else {}), device)
+    absent = [kernel for symbol, kernel in kernels.items() if symbol not in binaries]
+    return Gpu(kernels, {**binaries, **(compile_kernels(absent, device) if absent else {})}, device)

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from irx.backends.triton.compiling import Binary, target_of
 from irx.backends.triton.kernel import Kernel
@@ -33,6 +33,11 @@ def written(kernel: Kernel, binary: Binary, device: Device) -> dict[str, bytes]:
     }
     names = kernel.symbol
     return {f"{names}.{_suffix(device)}": binary.data, f"{names}.json": json.dumps(launch, indent=1).encode()}
+
+
+def read_all(symbols: Iterable[str], blobs: Mapping[str, bytes], device: Device) -> dict[str, Binary]:
+    """All binaries there are for the device. Raises DamagedArtifact as `read`."""
+    return {symbol: binary for symbol in symbols if (binary := read(symbol, blobs, device)) is not None}
 
 
 def read(symbol: str, blobs: Mapping[str, bytes], device: Device) -> Binary | None:

@@ -8,15 +8,15 @@ replays them (`irx.backends.triton.capture`). What no kernel serves is run by to
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from irx.backends.regions import report
 from irx.backends.regions.buffers import plan_buffers
 from irx.backends.regions.constants import Constants
+from irx.backends.regions.report import fallbacks
 from irx.backends.regions.states import States
 from irx.backends.regions.steps import Steps
 from irx.backends.torch.binding import SizeReader
@@ -24,12 +24,15 @@ from irx.backends.torch.plan import Plan as TorchPlan
 from irx.backends.triton.binding import Bound, bind_sizes
 from irx.backends.triton.capture import Recorder, record_cuda
 from irx.backends.triton.executors import Executor
+from irx.backends.triton.report import rows
+from irx.backends.triton.usage import Usage
 from irx.errors import InputMismatch
 from irx.ir.graph import Graph, Value
 from irx.ir.regions import expanded
 from irx.ledger import Row
 from irx.runtime.profile import Timed
 from irx.runtime.store import WeightStore
+from irx.target import Device
 
 BINDINGS_KEPT = 32
 
@@ -37,7 +40,10 @@ BINDINGS_KEPT = 32
 class Plan:
     """One graph, ready to run. See `irx.runtime.kernel.GraphKernel`."""
 
-    def __init__(self, graph: Graph, steps: Steps, executor: Executor) -> None:
+    def __init__(
+        self, graph: Graph, steps: Steps, executor: Executor, target: Device, usages: Mapping[str, Usage]
+    ) -> None:
+        """`usages` are what is known of the binaries for `target`, by symbol."""
         self.name = graph.name
         self.inputs: Sequence[Value] = tuple(graph.inputs)
         self.outputs: Sequence[Value] = tuple(graph.outputs)
@@ -45,6 +51,7 @@ class Plan:
         self.graph = graph
         self.steps = steps
         self.executor = executor
+        self.target, self.usages = target, usages
         self.device = executor.device
         self.buffers = plan_buffers(graph, steps.order, steps.constants)
         self.constants = Constants(steps)
@@ -74,13 +81,13 @@ class Plan:
         return self._recorder.run(self.prepared(inputs), inputs)
 
     def report(self) -> list[Row]:
-        """Kernels, what is left to torch, and memory, as rows of the ledger."""
-        return report.rows(self.steps, self.buffers)
+        """Kernels and what each takes, launches, what is left to torch, and memory, as rows of the ledger."""
+        return rows(self.steps, self.buffers, self.usages, self.target)
 
     @property
     def fallbacks(self) -> dict[str, str]:
         """Nodes that torch runs, each with the reason."""
-        return report.fallbacks(self.steps)
+        return fallbacks(self.steps)
 
     def profile(self, *inputs: Any) -> list[Timed]:
         """The time of every step of one call; KV states are changed in place."""

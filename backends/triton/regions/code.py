@@ -17,6 +17,7 @@ from irx.backends.regions.lowered import Binding, Refusal
 from irx.backends.triton.elementwise import emit, supports
 from irx.backends.triton.kernel import Parameter, Pointer, Size
 from irx.backends.triton.regions.places import Index, Place, Places
+from irx.backends.triton.regions.tables import Table, read
 from irx.backends.triton.writer import Writer
 from irx.ir.dims import Dim
 from irx.ir.graph import Literal, Node, Value
@@ -58,6 +59,7 @@ class Code:
     buffers: dict[Value, Buffer]
     alone: frozenset[Value]  # as many elements as the kernel computes: a reduction may run once for each of them
     width: int  # elements of a block of results
+    tables: dict[Value, Table] = field(default_factory=dict)
     parameters: list[Parameter] = field(default_factory=list)
     bindings: dict[str, Binding] = field(default_factory=dict)
 
@@ -92,6 +94,8 @@ class Code:
     def _computed(self, value: Value, place: Place) -> str:
         if value in self.buffers:
             return self._loaded(value, place)
+        if value in self.tables:
+            return read(self, self.tables[value], place)
         node = value.producer
         if node is None:
             raise Refusal(f"%{value.name} has no buffer")

@@ -15,6 +15,7 @@ from irx.backends.triton.kernel import Kernel
 from irx.backends.triton.regions.code import Code, Single, power_of_two
 from irx.backends.triton.regions.lines import lines
 from irx.backends.triton.regions.places import Index, Place, Shape, elements
+from irx.backends.triton.regions.tables import Table
 from irx.backends.triton.writer import narrowed
 from irx.ir.dims import Dim, product
 from irx.ir.graph import Value
@@ -28,8 +29,10 @@ WARPS = {512: 2, 2048: 4, 4096: 8}
 class Group:
     """One kernel: values of equally many elements."""
 
-    def __init__(self, name: str, values: Sequence[Value], stored: Buffers, buffers: Buffers) -> None:
-        self.name, self.stored = name, stored
+    def __init__(
+        self, name: str, tables: dict[Value, Table], values: Sequence[Value], stored: Buffers, buffers: Buffers
+    ) -> None:
+        self.name, self.tables, self.stored = name, tables, stored
         self.values, self.buffers = values, buffers
         self.shape = max((v.shape for v in values), key=_preference)
         self.rows: Dim = product(self.shape[:-1])
@@ -50,7 +53,7 @@ class Group:
     def code(self, width: int) -> Code:
         """An empty kernel; `width` elements are one block of its results."""
         alone = frozenset(v for v in self._all_values() if elements(v.shape) == elements(self.shape))
-        return Code(dict(self.buffers), alone, width)
+        return Code(dict(self.buffers), alone, width, self.tables)
 
     def finish(self, code: Code, grid: str, width: int) -> Call:
         """The call of the kernel that was written."""

@@ -9,6 +9,7 @@ from irx.backends.triton.elementwise import supports
 from irx.backends.triton.regions import moves, reductions  # noqa: F401  declare how their ops are computed
 from irx.backends.triton.regions.code import OPS
 from irx.backends.triton.regions.kernels import Group, data
+from irx.backends.triton.regions.tables import tables
 from irx.ir.graph import Graph, Node
 from irx.ir.types import KVType
 
@@ -22,15 +23,17 @@ def rule(body: Graph, choices: Choices) -> Lowered | None:
         reason = _objection(node)
         if reason is not None:
             raise Refusal(reason)
-    buffers = {v: data(outer[v]) for v in simple.inputs if simple.users(v)}
+    found = tables(simple, outer)
+    weights = {table.weight for table in found.values()}
+    buffers = {v: data(outer[v]) for v in simple.inputs if simple.users(v) and outer[v] not in weights}
     stored = {v: data(outer[v]) for v in simple.outputs if v.producer is not None}
     name = _name(body)
-    region = Region(simple, buffers, stored, lambda values, known: Group(name, values, region.stored, known).call())
+    region = Region(simple, buffers, stored, lambda values, known: Group(name, found, values, stored, known).call())
     return single(*region.lower())
 
 
 def _objection(node: Node) -> str | None:
-    if node.op.name in OPS:
+    if node.op.name in OPS or node.op.name == "dequantize":
         return None
     if not node.op.elementwise:
         return f"no kernel is generated for {node.op.name}"

@@ -41,6 +41,7 @@ def graph_of(inputs: str, outputs: str, lines: Sequence[str], results: str) -> G
 def decoder(
     heads: int = 4, groups: int = 2, dim: int = 16, *, dtype: str = "f32", storage: str = "", length: str = "S",
     rotated: int = 0, rope: str = "", how: str = "scale=0.25", norm: bool = False, extra: str = "", v_dim: int = 0,
+    layout: str = "blocked",
 ) -> Graph:  # fmt: skip
     """One merged projection, rope of `rotated` frequencies, an append, attention, and the result as rows.
 
@@ -48,7 +49,7 @@ def decoder(
     """
     v_dim = v_dim or dim
     width = heads * dim + groups * (dim + v_dim)
-    kv = f"kv<heads={groups}, k_dim={dim}, v_dim={v_dim}, blocked, {storage or dtype}>"
+    kv = f"kv<heads={groups}, k_dim={dim}, v_dim={v_dim}, {layout}, {storage or dtype}>"
     inputs = [f"%x: {dtype}[B, {length}, {width}]", f"%pos: i64[B, {length}]", f"%kv0: {kv}"]
     edges = [0, heads * dim, (heads + groups) * dim, width]
     lines = []

@@ -1,0 +1,175 @@
+"""Regions around attention: few queries in one kernel that divides the tokens, many in blocks after an append.
+
+A decode step is a single kernel: heads are rotated where they are read, and new tokens are written by the program that
+reads them. For a prompt one kernel appends, another attends. Keys of a plain attention that are rotated or normalised
+go through a temporary; everything else is read where the projections left it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from irx.backends.regions.attention_region import Attend, Heads, Region, parse
+from irx.backends.regions.lowered import Call, Case, Choices, Data, Lowered, Refusal, Temporary
+from irx.backends.regions.views import View, row_major
+from irx.backends.triton.templates import append, attention_decode, attention_flash
+from irx.backends.triton.templates.append import Target, append_call, heads_call
+from irx.backends.triton.templates.attention_decode import Decode, decode_call
+from irx.backends.triton.templates.attention_flash import Flash, flash_call
+from irx.backends.triton.templates.attention_logits import Form
+from irx.backends.triton.templates.attention_storage import Rows, Slots, storages
+from irx.ir.codes import CODES
+from irx.ir.graph import Graph
+from irx.ir.types import KVType, item_bytes
+
+FEW = 4  # queries whose tokens are divided among programs
+MOST_ROWS = 64  # of a program: queries of all heads that share a KV head
+LARGEST_HEAD = 512
+
+
+def rule(body: Graph, choices: Choices) -> Lowered | None:
+    """Kernels of a region with attention, appends to a cache, or rope."""
+    region = parse(body)
+    if region is None:
+        return None
+    return _Lowering(region, choices).lowered()
+
+
+@dataclass(frozen=True)
+class _Lowering:
+    region: Region
+    choices: Choices
+
+    def lowered(self) -> Lowered:
+        if self.region.append is not None:
+            _check_state(self.region.append.kv)
+        attend = self.region.attend
+        if attend is None:
+            return Lowered((Case((*self._appended(), *self._rotated())),), "rope and append")
+        length = attend.q.view.shape[2]
+        most = length if isinstance(length, int) else FEW
+        many = (*self._appended(), *self._rotated(), *self._flash(attend))
+        if attend.state is None or most > FEW or most * _shared(attend) > MOST_ROWS:
+            return Lowered((Case(many),), "attention in blocks")
+        few = Case((*self._rotated(), self._decode(attend, most)), length, most)
+        if isinstance(length, int):
+            return Lowered((Case(few.calls),), "attention, tokens divided among programs")
+        return Lowered((few, Case(many)), "attention in blocks; tokens divided among programs for few queries")
+
+    def _appended(self) -> tuple[Call, ...]:
+        """Keys and values into their state."""
+        found = self.region.append
+        if found is None:
+            return ()
+        schedule = self.choices.schedule("append", _bucket(found.k, found.kv), append.defaults(found.k.size))
+        return (append_call(found, schedule),)
+
+    def _rotated(self) -> tuple[Call, ...]:
+        """Heads that are results."""
+        return tuple(
+            self._heads(heads, Target("out", result.value.dtype, Data(result.value), result.strides))
+            for heads, result in self.region.rotated
+        )
+
+    def _heads(self, heads: Heads, target: Target) -> Call:
+        schedule = self.choices.schedule("append", _bucket(heads), append.defaults(heads.size))
+        return heads_call(heads, target, schedule)
+
+    def _decode(self, attend: Attend, most: int) -> Call:
+        form, result = _state_form(attend), self.region.result
+        assert result is not None and isinstance(attend.kv, KVType)
+        item = int(item_bytes(storages(attend.kv)[0].dtype))
+        cores = self.choices.device.cores
+        chosen = self.choices.schedule(
+            "attention_decode",
+            f"{_bucket(attend.q, attend.kv)} rows{most}",
+            attention_decode.defaults(cores, form.groups, max(form.keys.width, form.values.width), item),
+        )
+        knobs = {name: int(chosen[name]) for name in attention_decode.KNOBS}
+        return decode_call(Decode(form, self.region.append, result, most, **knobs))
+
+    def _flash(self, attend: Attend) -> tuple[Call, ...]:
+        result = self.region.result
+        assert result is not None
+        before: tuple[Call, ...] = ()
+        if attend.state is None:
+            form, before = self._plain_form(attend)
+        else:
+            form = _state_form(attend)
+        coded = isinstance(form.keys, Slots) and form.keys.storage.bits > 0
+        chosen = self.choices.schedule(
+            "attention_flash",
+            f"{_bucket(attend.q, attend.kv)}{' causal' if attend.causal else ''}",
+            attention_flash.defaults(form.keys.width, form.values.width, int(item_bytes(form.dtype)), coded),
+        )
+        knobs = {name: int(chosen[name]) for name in attention_flash.KNOBS}
+        keys = None if attend.k is None else attend.k.view.shape[2]
+        return (*before, flash_call(Flash(form, result, keys, **knobs)))
+
+    def _plain_form(self, attend: Attend) -> tuple[Form, tuple[Call, ...]]:
+        """The form of attention to keys of its own, and what prepares them."""
+        assert attend.k is not None and attend.v is not None
+        if attend.k.dtype != attend.v.dtype or attend.k.count != attend.v.count:
+            raise Refusal("keys and values of different dtypes or numbers of heads")
+        _check(attend, attend.k.count, attend.v.size)
+        view, before = attend.k.view, ()
+        if attend.k.rotation is not None or attend.k.norm is not None:
+            shape = (*view.shape[:3], attend.k.size)
+            size = view.shape[0] * view.shape[1] * view.shape[2] * attend.k.size
+            buffer = Temporary("keys", size * int(item_bytes(attend.k.dtype)))
+            target = Target("out", attend.k.dtype, buffer, row_major(shape))
+            before = (self._heads(attend.k, target),)
+            view = View(view.base, shape, row_major(shape))
+            keys = Rows(view, attend.k.size, buffer, attend.k.dtype)
+        else:
+            keys = Rows(view, attend.k.size)
+        form = Form(attend, keys, Rows(attend.v.view, attend.v.size), attend.k.count, attend.k.dtype)
+        return form, before
+
+
+def _state_form(attend: Attend) -> Form:
+    kv, state = attend.kv, attend.state
+    assert kv is not None and state is not None
+    _check_state(kv)
+    _check(attend, kv.heads, kv.v_dim)
+    keys, values = storages(kv)
+    dtype = attend.q.dtype
+    if not keys.bits and keys.dtype != dtype:
+        dtype = "f32"
+    return Form(attend, Slots(state, keys, kv.heads), Slots(state, values, kv.heads), kv.heads, dtype)
+
+
+def _check_state(kv: KVType) -> None:
+    from irx.runtime.kv_planes import LAYOUTS
+
+    if kv.layout not in LAYOUTS:
+        raise Refusal(f"a cache in the layout {kv.layout}")
+    if kv.kept is not None:
+        raise Refusal("a cache that holds some of the tokens")
+    if kv.prefix:
+        raise Refusal("a cache whose rows share a prefix")
+    if kv.code not in (None, *CODES) or kv.code is None and kv.dtype not in ("f32", "f16", "bf16", "i8"):
+        raise Refusal(f"a cache stored as {kv.storage}")
+    if kv.heads != kv.value_heads:
+        raise Refusal("different numbers of key and value heads")
+
+
+def _check(attend: Attend, groups: int, value_channels: int) -> None:
+    if attend.q.count % groups:
+        raise Refusal(f"{attend.q.count} query heads for {groups} KV heads")
+    if max(attend.q.size, value_channels) > LARGEST_HEAD:
+        raise Refusal(f"heads of more than {LARGEST_HEAD} channels")
+    if attend.table is not None and not isinstance(attend.table.shape[1], int):
+        raise Refusal(f"a table of biases {attend.table.type}")
+
+
+def _shared(attend: Attend) -> int:
+    assert attend.kv is not None
+    return attend.q.count // attend.kv.heads
+
+
+def _bucket(heads: Heads, kv: KVType | None = None) -> str:
+    """What schedules are kept by."""
+    state = "" if kv is None else f" {kv.layout} {kv.storage}"
+    groups = "" if kv is None else f"/{kv.heads}"
+    return f"{heads.dtype} {heads.count}{groups}x{heads.size}{state}"

@@ -1,0 +1,165 @@
+"""Attention of many queries: a program takes a block of rows of one head and goes through the tokens they see.
+
+    q, rotated -> tokens that all rows see: no masks -> tokens that some rows see -> result
+
+Over a state rows see by their positions, in a plain attention by their numbers; what nobody in the block sees is never
+loaded. The last blocks, which see the most tokens, start first. (Dao et al. 2022, arXiv:2205.14135.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from irx.backends.regions.attention_region import Result
+from irx.backends.regions.lowered import Call, Data
+from irx.backends.regions.views import View
+from irx.backends.triton.templates.attention_arguments import Arguments, Launch
+from irx.backends.triton.templates.attention_logits import Form, Queries, emit_result, emit_start, emit_tile
+from irx.backends.triton.templates.attention_storage import Slots, width_of
+from irx.backends.triton.templates.rope import Place, emit_heads
+from irx.backends.triton.writer import ELEMENTS, Writer
+from irx.ir.dims import Dim
+from irx.tuning import Choice
+
+KNOBS: Mapping[str, tuple[Choice, ...]] = {
+    "queries": (16, 32, 64, 128),
+    "tokens": (16, 32, 64, 128),
+    "warps": (1, 2, 4, 8),
+    "stages": (1, 2, 3, 4),
+}
+"""The values of every knob. Adding one leaves measured schedules valid."""
+
+
+@dataclass(frozen=True)
+class Flash:
+    """An attention in blocks of `queries` rows. `keys` are the tokens of a plain attention, None over a state."""
+
+    form: Form
+    result: Result
+    keys: Dim | None
+    queries: int
+    tokens: int
+    warps: int
+    stages: int
+
+
+def flash_call(flash: Flash) -> Call:
+    """The one kernel."""
+    return _Flash(flash).call()
+
+
+class _Flash:
+    def __init__(self, flash: Flash) -> None:
+        self.flash = flash
+        self.form = flash.form
+        self.attend = flash.form.attend
+        self.w = Writer()
+        self.arguments = Arguments()
+
+    def call(self) -> Call:
+        w, f, attend = self.w, self.flash, self.attend
+        batch, heads, length, _ = attend.q.view.shape
+        self.length = self.arguments.size(length)
+        self._rows()
+        self._range()
+        queries = self._queries()
+        sinks = ""
+        if attend.sinks is not None:
+            sink = f"tl.load({self.arguments.tensor(attend.sinks)} + h).to(tl.float32)"
+            sinks = w.let(f"{sink} + tl.zeros(({f.queries},), tl.float32)", "sinks")
+        state = emit_start(w, self.form, f.queries, sinks, "h >= 0")
+        firsts = (
+            self.form.keys.first(w, self.arguments, "b", "g"),
+            self.form.values.first(w, self.arguments, "b", "g"),
+        )
+        for first, last, masked in (("begin", "open", True), ("open", "closed", False), ("closed", "end", True)):
+            if first == "begin" and attend.window is None:
+                continue
+            with w.block(f"for t in tl.range({first}, {last}, {f.tokens}):"):
+                w(f"j = t + tl.arange(0, {f.tokens})")
+                w("here = j < end")
+                emit_tile(w, self.arguments, self.form, queries, state, firsts, "j", "here", masked)
+        self._store(emit_result(w, state))
+        grid = (f"ceil({self.length}, {f.queries})", str(heads), self.arguments.size(batch))
+        note = f"{heads} heads of {attend.q.size} attend to {attend.kv or 'keys and values of their own'}"
+        return self.arguments.call("attention_flash", w, Launch(grid, f.warps, f.stages), note)
+
+    def _rows(self) -> None:
+        """b, h and g of the program; s, mask and position [M, 1] of its rows, those that see most first."""
+        w, f = self.w, self.flash
+        w("b = tl.program_id(2).to(tl.int64)")
+        w("h = tl.program_id(1)")
+        w(f"g = h // {self.form.shared}")
+        w(f"s = (tl.num_programs(0) - 1 - tl.program_id(0)) * {f.queries} + tl.arange(0, {f.queries})[:, None]")
+        w(f"mask = s < {self.length}")
+        positions = self.attend.positions
+        if positions is None:
+            w("position = s")
+            return
+        place = self.arguments.index(positions, ("b", "s"))
+        base = self.arguments.tensor(positions.base)
+        w(f"found = tl.load({base} + {place} + s * 0, mask=mask, other=-1).to(tl.int32)")
+        w("latest = tl.max(tl.max(found, 1), 0)")
+        w("position = tl.where(found < 0, latest, found)")
+
+    def _range(self) -> None:
+        """Tokens [begin, end) are seen by some row, [open, closed) in whole tiles by all."""
+        w, f, attend = self.w, self.flash, self.attend
+        if f.keys is not None:
+            keys = self.arguments.size(f.keys)
+            w("latest = tl.max(tl.max(position, 1), 0)")
+            w(f"end = tl.minimum(latest + 1, {keys})" if attend.causal else f"end = {keys} + latest * 0")
+        else:
+            w("end = latest + 1")
+        w("earliest = tl.min(tl.min(position, 1), 0)")
+        w("begin = 0")
+        w("open = 0")
+        if attend.window is not None:
+            w(f"begin = tl.maximum(earliest - {attend.window - 1}, 0) // {f.tokens} * {f.tokens}")
+            whole = (
+                f"tl.cdiv(tl.maximum(tl.max(tl.max(position, 1), 0) - {attend.window - 1}, 0), {f.tokens}) * {f.tokens}"
+            )
+            w(f"open = tl.maximum(tl.minimum({whole}, end // {f.tokens} * {f.tokens}), begin)")
+        shared = "tl.minimum(earliest + 1, end)" if attend.causal else "end"
+        w(f"closed = tl.maximum({shared} // {f.tokens} * {f.tokens}, open)")
+
+    def _queries(self) -> Queries:
+        w, keys = self.w, self.form.keys
+        head = emit_heads(
+            w, self.arguments, self.attend.q, Place(self.flash.queries, "b", "h", "s", "mask"), keys.width
+        )
+        q = w.let(f"{head}.to({ELEMENTS[self.form.dtype]})", "q")
+        q_sum = ""
+        if isinstance(keys, Slots) and keys.storage.zeros:
+            q_sum = w.let(f"tl.sum({q}.to(tl.float32), 1, keep_dims=True)", "q_sum")
+        return Queries(q, q_sum, "position", "b", "h", "s", "mask")
+
+    def _store(self, y: str) -> None:
+        w, result = self.w, self.flash.result
+        size = result_channels(self.form)
+        w(f"d = tl.arange(0, {self.form.values.width})[None, :]")
+        if self.attend.positions is not None:
+            y = w.let(f"tl.where(found < 0, 0.0, {y})", "y")
+        shape = (*self.attend.q.view.shape[:3], size)
+        first = self.arguments.index(View(result.value, shape, result.strides), ("b", "h", "s"))
+        out = self.arguments.pointer("out", result.value.dtype, Data(result.value))
+        stored = f"({y}).to({ELEMENTS[result.value.dtype]})"
+        w(f"tl.store({out} + {first} + s * 0 + d, {stored}, mask=mask & (d < {size}))")
+
+
+def result_channels(form: Form) -> int:
+    """Channels of a row of the result."""
+    values = form.values
+    return values.storage.channels if isinstance(values, Slots) else values.channels
+
+
+def defaults(key_channels: int, value_channels: int, item: int, coded: bool) -> dict[str, Choice]:
+    """The schedule without measurements: blocks whose tiles fit the shared memory and the registers."""
+    wide = max(width_of(key_channels), width_of(value_channels))
+    if item == 4:
+        return {"queries": 64 if wide <= 64 else 32, "tokens": 32 if wide <= 128 else 16, "warps": 4, "stages": 1}
+    queries = 128 if wide <= 64 else 64 if wide <= 128 else 32
+    tokens = 64 if wide <= 128 else 32
+    warps = 8 if wide > 128 or queries * wide >= 128 * 128 else 4
+    return {"queries": queries, "tokens": tokens, "warps": warps, "stages": 1 if coded else 2}

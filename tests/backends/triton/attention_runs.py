@@ -1,0 +1,60 @@
+"""Running bodies with attention on the kernels of the rule, in the interpreter, and on the oracle, call after call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from irx.analysis.reference import evaluate
+from irx.backends.triton.rules.attention import rule
+from irx.ir.graph import Graph
+from irx.ir.types import KVType, numpy_dtype
+from irx.ir.weights import Weights
+from irx.ops.cache import KVArrays
+from irx.runtime.kv import KVState, empty_state
+from tests.backends.triton.lowered_run import choices, run_lowered
+from tests.backends.tvm.attention_bodies import as_numbers, check_state, make_room, random_arrays
+
+
+def run_chunks(body: Graph, chunks: Sequence[Any], *, seed: int = 0) -> list[tuple[Any, Any]]:
+    """(result, expected) of every chunk of positions [B, S], on one state; expected from the oracle in float64."""
+    lowered = rule(body, choices())
+    assert lowered is not None
+    (kv,) = (v.type for v in body.inputs if isinstance(v.type, KVType))
+    batch = len(chunks[0])
+    state, reference = empty_state(kv, batch, torch.device("cpu")), KVArrays.empty(kv, batch)
+    fixed = random_arrays(body, {"B": 1, "S": 1}, seed)
+    pairs = []
+    for number, chunk in enumerate(chunks):
+        pos = np.array(chunk, np.int64)
+        arrays = random_arrays(body, {"B": batch, "S": pos.shape[1]}, seed + number + 1)
+        arrays |= {name: fixed[name] for name in fixed if name != "x"} | {"pos": pos}
+        make_room(state, pos)
+        found = run_lowered(lowered, body, arrays, states={"kv0": parts(state)})
+        expected, reference = evaluate(body, {**arrays, "kv0": reference}, {}, Weights())
+        pairs.append((as_numbers(found["out"]), expected))
+    check_state(state, reference)
+    return pairs
+
+
+def parts(state: KVState) -> dict[str, Any]:
+    """The tensors of a state as `run_lowered` takes them."""
+    names = [name for side in "kv" for name in (side, *(f"{side}_{part}" for part in state.keys.parameters))]
+    return {name: state.part(name) for name in names} | {"capacity": state.capacity}
+
+
+def run_plain(body: Graph, sizes: dict[str, int], given: dict[str, Any]) -> tuple[Any, Any]:
+    """(result, expected) of a body without states; masks are random."""
+    lowered = rule(body, choices())
+    assert lowered is not None
+    arrays = random_arrays(body, sizes) | given
+    for value in body.inputs:
+        if value.name not in arrays:
+            shape = tuple(sizes.get(str(n), n) for n in value.shape)
+            arrays[value.name] = (np.random.default_rng(5).random(shape) < 0.7).astype(numpy_dtype(value.dtype))
+    (found,) = run_lowered(lowered, body, arrays, sizes).values()
+    (expected,) = evaluate(body, arrays, sizes, Weights())
+    return as_numbers(found), expected
