@@ -7,7 +7,7 @@ the caches, so that each thing that is looked at comes from memory. What is prep
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor

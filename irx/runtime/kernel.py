@@ -14,7 +14,7 @@ from irx.runtime.store import WeightStore
 
 
 class Repeated(Protocol):
-    """A call of a graph with the KV states of an earlier one: a step of decoding, which appends a token to every row."""
+    """A call of a graph with the KV states of an earlier one: a step of decoding, a token for every row."""
 
     def __call__(self, ids: Tensor, lengths: Sequence[int]) -> Tensor | None:
         """The logits for ids i64 [B, 1] behind rows of so many tokens, which the states have room for.
@@ -55,7 +55,7 @@ class GraphKernel(Protocol):
         ...
 
     def repeated(self, inputs: Sequence[Any], ids: str, positions: str) -> Repeated | None:
-        """The last call, which had these inputs, to be made again with other ids and positions as long as no state grows.
+        """The last call, which had these inputs, to be made again with other ids and positions while no state grows.
 
         None where the backend has nothing to gain from it.
         """
