@@ -128,7 +128,8 @@ def _all_kept(ledger: Ledger) -> bool:
 def _given(program: Program, seed: int) -> dict[str, Array]:
     generator = np.random.default_rng(seed)
     mask = np.arange(PROMPT + STEPS) < np.array([[PROMPT + STEPS], [PROMPT]])
-    given = {"ids": generator.integers(0, WORDS, (ROWS, PROMPT + STEPS)), "mask": mask}
+    ids = np.stack([generator.permutation(WORDS)[: PROMPT + STEPS] for _ in range(ROWS)])  # no two score the same
+    given = {"ids": ids, "mask": mask}
     return {value.name: given[value.name] for value in program.graphs["forward"].inputs}
 
 
