@@ -21,7 +21,7 @@ from irx.backends import find_backend, known_backends
 from irx.backends.torch.call import call_on_arrays
 from irx.budget import Budget, metric_name
 from irx.cache import CacheKey
-from irx.errors import BudgetError, DeviceNotFound, MissingFeature, UnknownOption, UnsupportedArgument
+from irx.errors import BudgetError, DeviceNotFound, MissingFeature, NoGpu, UnknownOption, UnsupportedArgument
 from irx.frontends.sources import Source, read
 from irx.ir.excerpt import main_graph
 from irx.ir.graph import Graph
@@ -237,6 +237,7 @@ def assemble(
         name=program.name,
         target=str(goal),
         device=store.device,
+        place=goal.device.place,
         pipeline=ledger.summary.pipeline,
         meta=program.meta,
         sizes=program.sizes,
@@ -256,12 +257,26 @@ def assemble(
     return Executable(made, classes=True)
 
 
+def transform(program: Program, goal: Target, pipeline: str, data: Data | None) -> tuple[Program, Ledger]:
+    """What the passes of a pipeline make of a program, without any checks or measurements: for who measures himself."""
+    return Pipeline.parse(pipeline, passes()).run(program, _context(program, goal, data))
+
+
+def runner(goal: Target) -> Callable[[Program], Callable[[Inputs], list[Array]]]:
+    """What makes programs of one graph runnable with torch, as `HeldOut` wants it."""
+    return partial(_runner, goal=goal)
+
+
 def load_kernel(backend: str, blobs: Mapping[str, bytes], target: str) -> GraphKernel:
     """The kernel of one graph of an artifact. Raises MissingFeature where its device is not here."""
     try:
-        return find_backend(backend).load(blobs, _present(Target.parse(target, known_backends()).device))
+        device = _present(Target.parse(target, known_backends()).device)
     except DeviceNotFound as error:
-        raise MissingFeature(f"the artifact was compiled for {target}: {error.what}", fix=error.fix) from error
+        raise NoGpu(f"the artifact was compiled for {target}: {error.what}", fix=error.fix) from error
+    found = find_backend(backend)
+    restore = getattr(found, "restore", found.load)  # of a backend whose kernels may have to be built again here
+    made: GraphKernel = restore(blobs, device)
+    return made
 
 
 # --- details --------------------------------------------------------------------------------------------------------

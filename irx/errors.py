@@ -308,6 +308,16 @@ class PromptTooLong(IRXError):
         super().__init__(f"{length} tokens are wanted, but max_length is {limit}", where=where, fix=advice)
 
 
+class SharedPrefix(IRXError):
+    """Rows were to be cut to fewer tokens than the prefix has that they share."""
+
+    def __init__(self, wanted: int, prefix: int) -> None:
+        super().__init__(
+            f"a row cannot be cut to {wanted} tokens: its first {prefix} are a prefix that other rows share",
+            fix="start a session with another prefix, or without one",
+        )
+
+
 class TokensEvicted(IRXError):
     """A session is to go back behind tokens by which others were evicted from its cache."""
 

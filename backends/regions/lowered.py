@@ -76,9 +76,10 @@ class StatePart:
 
 @dataclass(frozen=True)
 class Capacity:
-    """The number of slots that a KV state has allocated, as an i64."""
+    """The number of slots that a KV state has allocated, as an i64; or another number that it tells kernels."""
 
     state: Value
+    number: str = "capacity"
 
 
 Binding: TypeAlias = "Data | Temporary | PackedPart | StatePart | Capacity | Dim"

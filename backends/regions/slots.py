@@ -36,7 +36,7 @@ class Placed:
     @staticmethod
     def of(graph: Graph) -> Placed:
         """The graph with slots for every state that may lose tokens; itself where there is none."""
-        found = [v for v in graph.inputs if isinstance(v.type, KVType) and v.type.kept is not None]
+        found = [v for v in graph.inputs if isinstance(v.type, KVType) and (v.type.kept is not None or v.type.prefix)]
         return _Placing(graph.clone(), [graph.inputs.index(v) for v in found]).run() if found else Placed(graph)
 
 

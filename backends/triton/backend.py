@@ -7,6 +7,7 @@ only.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -23,19 +24,21 @@ from irx.backends.triton.plan import Plan
 from irx.backends.triton.resources import read_usage
 from irx.backends.triton.rules import RULES
 from irx.backends.triton.usage import Usage
-from irx.errors import DamagedArtifact, KernelFailed, MissingFeature
+from irx.errors import DamagedArtifact, KernelFailed, MissingFeature, OtherArchitecture
 from irx.ir.excerpt import excerpt
 from irx.ir.graph import Graph, Node
 from irx.ir.parser import parse
 from irx.ir.printer import print_program
 from irx.ir.program import Program
 from irx.pipeline.backend import Latency
-from irx.target import Device, find_device
+from irx.target import Device, find_device, host_gpu
 
 GRAPH = "graph.irx"
 CHOICES = "choices.json"
 STAND_IN = "a100"  # the GPU for which kernels are made that the interpreter runs
 REPLACING = ("kv_evict", "kv_gather")
+
+logger = logging.getLogger(__name__)
 
 
 class TritonBackend:
@@ -64,22 +67,7 @@ class TritonBackend:
         A kernel that does not compile, or that the device has no room for, leaves its regions to the next rule, or to
         torch, which the ledger tells; with IRX_DEBUG it is an error.
         """
-        refused: dict[str, str] = {}
-        while True:
-            steps = lowering(device, refused).steps(graph)
-            kernels = kernels_of(steps)
-            binaries, failures = _compiled(kernels, device)
-            if not failures:
-                break
-            if os.environ.get("IRX_DEBUG", "0") not in ("", "0"):
-                raise KernelFailed("; ".join(f"{symbol}: {reason}" for symbol, reason in failures.items()))
-            refused |= failures
-        choices = json.dumps({"refused": refused, "triton": triton_version()})
-        files = {GRAPH: print_program(excerpt(program, graph)).encode(), CHOICES: choices.encode()}
-        for symbol, kernel in kernels.items():
-            files[f"{symbol}.py"] = kernel.source.encode()
-            files |= manifest.written(kernel, binaries[symbol], device) if symbol in binaries else {}
-        return files
+        return {GRAPH: print_program(excerpt(program, graph)).encode(), **_kernel_files(graph, device)}
 
     def latency(self, program: Program, graph: Graph, device: Device) -> Latency | str:
         """Nothing is measured while compiling for a GPU."""
@@ -91,21 +79,58 @@ class TritonBackend:
         Where no GPU of the device's architecture is, the plan can be saved but not called. Raises DamagedArtifact,
         DriverTooOld.
         """
-        for file in (GRAPH, CHOICES):
-            if file not in blobs:
-                raise DamagedArtifact(f"a kernel of the triton backend lacks {file}", fix="compile and save it again")
-        (graph,) = parse(blobs[GRAPH].decode(), GRAPH).graphs.values()
+        graph = _graph(blobs)
         steps = lowering(device, json.loads(blobs[CHOICES])["refused"]).steps(graph)
-        binaries = manifest.read_all(kernels_of(steps), blobs, device)
+        binaries = manifest.read_all(kernels_of(steps), blobs, device) if device.is_gpu else {}
         return Plan(graph, steps, _executor(steps, binaries, device), device, _usages(binaries, device))
+
+    def restore(self, blobs: Mapping[str, bytes], device: Device) -> Plan:
+        """The plan, to be called here. On a GPU of another architecture its kernels are built again, which is said.
+
+        Raises NoGpu, and OtherArchitecture where triton is missing or no device file describes this GPU.
+        """
+        plan = self.load(blobs, device)
+        error, here = plan.executor.absent, host_gpu()
+        if error is None:
+            return plan
+        if not isinstance(error, OtherArchitecture) or here is None or self.missing(here) is not None:
+            raise error
+        logger.warning("%s: those of @%s are built again for %s", error.what, plan.name, here.name)
+        return self.load({GRAPH: blobs[GRAPH], **_kernel_files(plan.graph, here)}, here)
 
 
 BACKEND = TritonBackend()
 
 
+def _graph(blobs: Mapping[str, bytes]) -> Graph:
+    for file in (GRAPH, CHOICES):
+        if file not in blobs:
+            raise DamagedArtifact(f"a kernel of the triton backend lacks {file}", fix="compile and save it again")
+    (graph,) = parse(blobs[GRAPH].decode(), GRAPH).graphs.values()
+    return graph
+
+
+def _kernel_files(graph: Graph, device: Device) -> dict[str, bytes]:
+    """All files of a graph's kernels, and which were refused."""
+    refused: dict[str, str] = {}
+    while True:
+        kernels = kernels_of(lowering(device, refused).steps(graph))
+        binaries, failures = _compiled(kernels, device)
+        if not failures:
+            break
+        if os.environ.get("IRX_DEBUG", "0") not in ("", "0"):
+            raise KernelFailed("; ".join(f"{symbol}: {reason}" for symbol, reason in failures.items()))
+        refused |= failures
+    files = {CHOICES: json.dumps({"refused": refused, "triton": triton_version()}).encode()}
+    for symbol, kernel in kernels.items():
+        files[f"{symbol}.py"] = kernel.source.encode()
+        files |= manifest.written(kernel, binaries[symbol], device) if symbol in binaries else {}
+    return files
+
+
 def lowering(device: Device, refused: Mapping[str, str]) -> Lowering:
     """What makes the steps of a graph for a device."""
-    gpu = find_device(STAND_IN) if device.kind == "cpu" else device
+    gpu = find_device(STAND_IN) if not device.is_gpu else device
     return Lowering(RULES, Choices(gpu, default_schedule), refused)
 
 
@@ -117,7 +142,7 @@ def kernels_of(steps: Steps) -> dict[str, Kernel]:
 
 def _compiled(kernels: Mapping[str, Kernel], device: Device) -> tuple[dict[str, Binary], dict[str, str]]:
     """Binaries, and why there is none: it does not compile, or never fits the device."""
-    if device.kind == "cpu":
+    if not device.is_gpu:
         return {}, {}
     made, failures = try_kernels(kernels.values(), device)
     for symbol, usage in _usages(made, device).items():
@@ -136,7 +161,7 @@ def _usages(binaries: Mapping[str, Binary], device: Device) -> dict[str, Usage]:
 
 def _executor(steps: Steps, binaries: Mapping[str, Binary], device: Device) -> Executor:
     """What runs the kernels here. On a machine without a GPU nothing does, and a call says so."""
-    if device.kind == "cpu":
+    if not device.is_gpu:
         return Interpreter()
     kernels = kernels_of(steps)
     try:

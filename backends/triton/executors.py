@@ -21,6 +21,7 @@ from irx.target import Device
 
 Argument: TypeAlias = "Tensor | int"
 WIDTHS = {"i32": 4, "i64": 8}
+PLACE = torch.device("cuda")
 
 
 class Prepared(Protocol):
@@ -87,7 +88,7 @@ class Gpu:
         driver = open_driver()
         driver.require(device)
         torch.cuda.init()
-        self.device = torch.device("cuda")
+        self.device = PLACE
         self.absent: IRXError | None = None
         self._functions: dict[str, Function] = {}
         for symbol, kernel in kernels.items():

@@ -98,7 +98,7 @@ def readable(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Late:
-    """Where a late argument comes from: an input, an output, or a part (or the capacity) of a state input."""
+    """Where a late argument comes from: an input, an output, or a part (a number: `#` and its name) of a state."""
 
     kind: str
     index: int
@@ -330,9 +330,9 @@ def _resolve(binding: Binding, bound: Bound, site: Site, places: Mapping[str, in
     if isinstance(binding, StatePart | Capacity):
         place = bound.place(site.actual(binding.state))
         assert isinstance(place, Late)
-        return Late("state", place.index, binding.part if isinstance(binding, StatePart) else "")
+        return Late("state", place.index, binding.part if isinstance(binding, StatePart) else f"#{binding.number}")
     return bound.size(binding)
 
 
 def _state_argument(state: KVState, part: str) -> int:
-    return int(state.part(part).data_ptr()) if part else state.capacity
+    return state.number(part[1:]) if part.startswith("#") else int(state.part(part).data_ptr())

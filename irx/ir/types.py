@@ -169,6 +169,8 @@ class KVType:
 
     `kept` is the share of a sequence's tokens that is held, where some go and slots are no positions; 1 where the share
     is not known. None: a state holds all tokens, each in the slot of its position.
+
+    `prefix`: the first tokens may be those of another state, of one row, that all rows share; slots count from them on.
     """
 
     heads: int
@@ -181,6 +183,7 @@ class KVType:
     shared_with: str | None = None
     code: str | None = None
     kept: float | None = None
+    prefix: bool = False
 
     @property
     def storage(self) -> str:
@@ -205,6 +208,7 @@ class KVType:
         parts += [f"cap={self.capacity}"] if self.capacity is not None else []
         parts += [f"shared_with={self.shared_with}"] if self.shared_with is not None else []
         parts += [f"kept={self.kept}"] if self.kept is not None else []
+        parts += ["prefix=shared"] if self.prefix else []
         return f"kv<{', '.join(parts)}>"
 
 

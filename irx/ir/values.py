@@ -131,7 +131,7 @@ def parse_type(text: str) -> Type:
     return TensorType(tuple(map(_extent, _split(rest[:-1]))), dtype)
 
 
-_KV_FIELDS = ("heads", "value_heads", "dim", "k_dim", "v_dim", "cap", "shared_with", "code", "kept")
+_KV_FIELDS = ("heads", "value_heads", "dim", "k_dim", "v_dim", "cap", "shared_with", "code", "kept", "prefix")
 
 
 def _kv_type(text: str) -> KVType:
@@ -152,7 +152,12 @@ def _kv_type(text: str) -> KVType:
     if code is not None and not is_code(code):
         raise ValueError(f"unknown code {code!r} of a KV type; there are {', '.join(CODES)} and kivi2-32-128")
     kept = _share(fields["kept"]) if "kept" in fields else None
-    return KVType(heads, value_heads, k_dim, v_dim, dtype, layout, capacity, fields.get("shared_with"), code, kept)
+    prefix = fields.get("prefix")
+    if prefix not in (None, "shared"):
+        raise ValueError(f"the prefix of a KV type is shared, not {prefix!r}")
+    other = fields.get("shared_with")
+    sizes = (heads, value_heads, k_dim, v_dim)
+    return KVType(*sizes, dtype, layout, capacity, other, code, kept, prefix is not None)
 
 
 def _share(text: str) -> float:

@@ -25,6 +25,7 @@ LoadKernel: TypeAlias = Callable[[str, Mapping[str, bytes], str], GraphKernel]
 class Compiled:
     """Everything an executable is made of.
 
+    `device` is where it runs now, `place` the kind of device that it was compiled for: they differ where there is none.
     `kernels` and `blobs` (their files) are by graph; `backends` names the one that built each. `packed` is the storage
     format of every block-quantized weight, `weights` all constants as they are written to an artifact. `program` gives
     the optimized program's text. `tokenizer` is JSON of the tokenizers package.
@@ -33,6 +34,7 @@ class Compiled:
     name: str
     target: str
     device: torch.device
+    place: str
     pipeline: str
     meta: dict[str, Any]
     sizes: dict[str, Range]
@@ -56,7 +58,7 @@ class Compiled:
         return {
             "name": self.name,
             "target": self.target,
-            "device": self.device.type,
+            "device": self.place,
             "pipeline": self.pipeline,
             "backends": self.backends,
             "packed": self.packed,
@@ -79,6 +81,7 @@ def restore(artifact: Artifact, load_kernel: LoadKernel) -> Compiled:
             name=facts["name"],
             target=target,
             device=torch.device(facts["device"]),
+            place=facts["device"],
             pipeline=facts["pipeline"],
             meta=facts["meta"],
             sizes=sizes,

@@ -44,6 +44,12 @@ class Decoder:
         return states
 
     @cached_property
+    def shares_prefixes(self) -> bool:
+        """True when all states may begin with the tokens of another one."""
+        kinds = [value.type for value in self.prefill.inputs if isinstance(value.type, KVType)]
+        return bool(kinds) and all(kind.prefix for kind in kinds)
+
+    @cached_property
     def ids(self) -> Value:
         """The input that takes the tokens."""
         return next(value for value in self.prefill.inputs if value.name == self.meta["ids"])

@@ -21,6 +21,7 @@ from irx.runtime.generate import Ending, Sampling, Stream, continue_session, new
 from irx.runtime.kernel import GraphKernel
 from irx.runtime.memory import Memory
 from irx.runtime.output import rebuild
+from irx.runtime.prefix import Prefix
 from irx.runtime.profile import Profile, merged
 from irx.runtime.session import Session
 
@@ -42,6 +43,7 @@ class Executable:
         self._classes = classes
         self._lock = RLock()
         self._sessions: WeakSet[Session] = WeakSet()
+        self._prefixes: WeakSet[Prefix] = WeakSet()
         self._tokenizer: Tokenizer | None = None
         self._forward = compiled.kernels.get("forward") or next(iter(compiled.kernels.values()))
         self._arguments = Arguments(self._forward.inputs, compiled.meta, compiled.sizes, str(compiled.device))
@@ -60,15 +62,37 @@ class Executable:
         result = rebuild(self._tree(), tensors, classes=self._classes)
         return result.to_tuple() if kwargs.get("return_dict") is False and hasattr(result, "to_tuple") else result
 
-    def session(self, batch: int = 1, **encoder_inputs: Tensor) -> Session:
-        """An empty cache of `batch` rows; an encoder-decoder model takes its encoder's inputs here.
+    def session(self, batch: int = 1, *, prefix: Prefix | None = None, **encoder_inputs: Tensor) -> Session:
+        """A cache of `batch` rows, empty or each beginning with a `prefix`.
 
-        Raises UnsupportedArgument for a program without a cache, BatchTooLarge.
+        An encoder-decoder model takes its encoder's inputs here.
+
+        Raises UnsupportedArgument for a program without a cache, BatchTooLarge, InputMismatch for a foreign prefix.
         """
         decoder = self._language_model()
-        session = Session(decoder, batch, self._encode(encoder_inputs))
+        if prefix is not None and prefix not in self._prefixes:
+            raise InputMismatch("the prefix was made by another executable", fix="make it with this one's prefix(ids)")
+        session = Session(decoder, batch, self._encode(encoder_inputs), prefix)
         self._sessions.add(session)
         return session
+
+    def prefix(self, ids: Ids) -> Prefix:
+        """The tokens i64 [1, T], T at least 1, computed once for sessions to begin with: `session(8, prefix=prefix)`.
+
+        Raises UnsupportedArgument for a program whose kernels do not share prefixes, PromptTooLong, InputMismatch.
+        """
+        decoder = self._language_model()
+        if not decoder.shares_prefixes:
+            raise UnsupportedArgument(
+                "the caches of this program share no prefix",
+                fix="compile with kv-share-prefix in the pipeline: 'default | kv-share-prefix'; its row in the ledger "
+                "says what it could not change",
+            )
+        session = Session(decoder, 1)
+        session.append(self._prompt(self._tensor(ids)))
+        found = session.freeze()
+        self._prefixes.add(found)
+        return found
 
     def generate(
         self,
@@ -132,7 +156,8 @@ class Executable:
     def memory(self) -> Memory:
         """Bytes of weights, of the caches of living sessions, and of buffers, as allocated now."""
         buffers = sum(kernel.bytes for kernel in self._compiled.kernels.values())
-        return Memory(self._compiled.store.bytes, sum(session.memory() for session in self._sessions), buffers)
+        caches = sum(holder.memory() for holder in (*self._sessions, *self._prefixes))
+        return Memory(self._compiled.store.bytes, caches, buffers)
 
     def profile(self, *args: Any, repeat: int = 5, **kwargs: Any) -> Profile:
         """Where the time of a call of forward goes, each step with its median over `repeat` calls after one more."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from irx.errors import TokensEvicted
+from irx.errors import SharedPrefix, TokensEvicted
 from irx.ir.codes import tailed
 from irx.ir.types import KVType
 from irx.runtime.kv_kept import Kept
@@ -67,7 +67,7 @@ class KVState:
     They lie in planes (`irx.runtime.kv_planes`), by the layout of the site's KVType.
     """
 
-    __slots__ = ("kept", "keys", "lengths", "positions", "step", "values")
+    __slots__ = ("kept", "keys", "lengths", "positions", "prefix", "step", "values")
 
     def __init__(
         self, k: Tensor | Plane, v: Tensor | Plane, lengths: tuple[int, ...], positions: Tensor | None = None
@@ -77,6 +77,7 @@ class KVState:
         self.lengths = lengths
         self.positions = positions
         self.kept: Kept | None = None
+        self.prefix: KVState | None = None
         self.step: Step | None = None
 
     @property
@@ -95,8 +96,10 @@ class KVState:
     def part(self, name: str) -> Tensor:
         """An array as it is stored: `k`, `v`, and of codes `k_scale`, `v_zero`, `k_tail` and so on, as they have them.
 
-        Raises KeyError for another.
+        `prefix_k` and so on are those of the prefix, its own where it has none. Raises KeyError for another.
         """
+        if name.startswith("prefix_"):
+            return (self.prefix or self).part(name.removeprefix("prefix_"))
         side, _, parameter = name.partition("_")
         plane = {"k": self.keys, "v": self.values}[side]
         return plane.parameters[parameter] if parameter else plane.tensor
@@ -105,6 +108,19 @@ class KVState:
     def capacity(self) -> int:
         """Slots that are allocated."""
         return self.keys.capacity
+
+    def number(self, name: str) -> int:
+        """What kernels are told: `capacity`, and `prefix_capacity` and `prefix_length`, 0 tokens without a prefix."""
+        if name == "prefix_length":
+            return 0 if self.prefix is None else self.prefix.lengths[0]
+        return (self.prefix or self).capacity if name == "prefix_capacity" else self.capacity
+
+    def share(self, prefix: KVState) -> None:
+        """Let all rows begin with the tokens of a state of one row, which nobody changes any more."""
+        length, batch = prefix.lengths[0], len(self.lengths)
+        none = torch.zeros(batch, self.keys.heads, 0, dtype=torch.int32, device=self.keys.device)
+        self.prefix, self.lengths = prefix, (length,) * batch
+        self.kept = Kept(none, (0,) * batch, self.lengths, self.lengths)
 
     @property
     def bytes(self) -> int:
@@ -149,12 +165,12 @@ class KVState:
         """An independent copy."""
         positions = None if self.positions is None else self.positions.clone()
         copy = KVState(self.keys.clone(), self.values.clone(), self.lengths, positions)
-        copy.kept = self.kept
+        copy.kept, copy.prefix = self.kept, self.prefix
         return copy
 
     def truncate(self, lengths: tuple[int, ...]) -> None:
         """Forget each row's tokens of positions from its length on. Raises TokensEvicted; 0 in all rows always goes."""
-        if self.kept is not None and not any(lengths):
+        if self.kept is not None and self.prefix is None and not any(lengths):
             self.kept = Kept.nothing(len(lengths), self.keys.heads, self.keys.device)
         if self.kept is not None:
             self.check_length(lengths)
@@ -174,7 +190,9 @@ class KVState:
                 plane.recent = []
 
     def check_length(self, lengths: tuple[int, ...]) -> None:
-        """Raises TokensEvicted where rows of so many tokens would need others than those that were kept."""
+        """Raises TokensEvicted where rows of so many tokens would need others than those kept; SharedPrefix."""
+        if self.prefix is not None and min(lengths) < self.prefix.lengths[0]:
+            raise SharedPrefix(min(lengths), self.prefix.lengths[0])
         floor = (0,) * len(lengths) if self.kept is None or not any(lengths) else self.kept.floor
         for wanted, least in zip(lengths, floor, strict=True):
             if wanted < least:

@@ -5,6 +5,8 @@ logits = session.append(prompt_ids, attention_mask)     # any number of tokens: 
 logits = session.append(next_ids)
 other = session.fork()                                   # go on in two ways
 session.truncate(16)                                     # take back all but the first 16 tokens
+prefix = executable.prefix(long_ids)                     # stored once, for rows that begin with it
+session = executable.session(batch=8, prefix=prefix)
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from irx.runtime.decoder import Decoder
 from irx.runtime.kernel import GraphKernel, Repeated
 from irx.runtime.kv import KVState, Step
 from irx.runtime.padding import Placement, place
+from irx.runtime.prefix import Prefix
 from irx.runtime.profile import Profile
 
 _UNLIMITED = 1 << 40
@@ -28,7 +31,9 @@ _UNLIMITED = 1 << 40
 class Session:
     """The cache of `batch` rows; belongs to one caller. Made by `Executable.session`."""
 
-    def __init__(self, decoder: Decoder, batch: int, encoded: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self, decoder: Decoder, batch: int, encoded: Mapping[str, Tensor] | None = None, prefix: Prefix | None = None
+    ) -> None:
         if decoder.max_batch is not None and batch > decoder.max_batch:
             raise BatchTooLarge(batch, decoder.max_batch)
         if batch < 1:
@@ -40,6 +45,11 @@ class Session:
         self._repeated: Repeated | None = None
         self._behind = False  # repeated steps do not tell the states how long the rows are
         self._slots = 0  # that every dense state is known to have
+        self._prefix = prefix
+        if prefix is not None:
+            self._lengths = (prefix.length,) * batch
+            for name, state in self._states.items():
+                state.share(prefix.states[name])
 
     @property
     def batch(self) -> int:
@@ -121,8 +131,17 @@ class Session:
         """An independent session with the same tokens."""
         other = Session(self._decoder, self.batch, self._encoded)
         other._all = {name: state.clone() for name, state in self._states.items()}
-        other._lengths = self._lengths
+        other._lengths, other._prefix = self._lengths, self._prefix
         return other
+
+    def freeze(self) -> Prefix:
+        """The tokens of this session, of one row, for others to begin with; the session itself is empty afterwards."""
+        if self.batch != 1 or self._encoded or self._prefix is not None:
+            raise InputMismatch("a prefix is one row of its own, of a model without an encoder")
+        states, length = self._states, self.length
+        self._all, self._lengths, self._slots = self._decoder.states(1), (0,), 0
+        self._repeated = None
+        return Prefix(states, length)
 
     def memory(self) -> int:
         """Bytes the cache takes now, as allocated."""

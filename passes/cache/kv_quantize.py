@@ -110,6 +110,8 @@ class _Change:
         reason = next((reason for g, v in found if (reason := _obstacle(g, v, self.code)) is not None), None)
         forward = self.program.graphs.get("forward")
         same = [] if forward is None or _states(forward) else _matching(graph, readers, forward)
+        if reason is None and tailed(self.code) is not None and name in self.program.meta.get("partial", ()):
+            reason = f"%{name} gets some tokens of a prompt only, and groups of tokens cannot have gaps"
         if reason is None and same is None:
             reason = f"the attention to %{name} has no counterpart in @forward"
         if reason is not None:

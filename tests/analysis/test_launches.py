@@ -12,7 +12,7 @@ TEXT = """
 program @p {
   size B in [1, 16]
   weight $w : bf16[4096, 1024]
-  graph @g(%x: bf16[B, 1024]) -> (bf16[B, 4096]) {
+  graph @g(%x: bf16[B, 1024]) -> (y: bf16[B, 4096]) {
     %y = irx.linear(%x, $w) : bf16[B, 4096]
     %z = irx.relu(%y) : bf16[B, 4096]
     return %z

@@ -35,7 +35,12 @@ from tests.passes.weights.calibrating import by_oracle
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "cast-activations": ("", "to=a8"),
-    "kv-quantize": ("bits=8", "bits=4"),
+    "kv-evict": (
+        "keep=0.5, sinks=1, window=2",
+        "scorer=window, capacity=6, sinks=1, window=2",
+        "scorer=norm, keep=0.5, sinks=1, window=2",
+    ),
+    "kv-quantize": ("bits=8", "bits=4", "scheme=kivi, bits=2, group=8, tail=8"),
     "lowrank-weights": ("rank=8",),
     "merge-tokens": ("per_layer=2", "per_layer=1, alpha=0.0"),
     "prune-tokens": ("keep=0.4, window=3", "scorer=last-query, keep=0.4"),
@@ -45,7 +50,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "skip-layers": ("keep=2", "policy=list, layers=[0.attn, 1.mlp]", "policy=uniform, keep=2, phases=decode"),
     "slice-ffn": ("keep=0.5, multiple=32",),
 }
-PROMPTS_APART = ("prune-tokens", "phases=decode")
+PROMPTS_APART = ("prune-tokens", "phases=decode", "kv-evict")
 """What treats tokens of one call unlike tokens that come one by one; `forward` stands for the latter."""
 ROUGH = {"cast-activations": 2.0**-6}
 """Passes whose results depend on roundings of float32: largest differences, here four steps of bfloat16."""
@@ -123,7 +128,8 @@ def _all_kept(ledger: Ledger) -> bool:
 def _given(program: Program, seed: int) -> dict[str, Array]:
     generator = np.random.default_rng(seed)
     mask = np.arange(PROMPT + STEPS) < np.array([[PROMPT + STEPS], [PROMPT]])
-    given = {"ids": generator.integers(0, WORDS, (ROWS, PROMPT + STEPS)), "mask": mask}
+    ids = np.stack([generator.permutation(WORDS)[: PROMPT + STEPS] for _ in range(ROWS)])  # no two score the same
+    given = {"ids": ids, "mask": mask}
     return {value.name: given[value.name] for value in program.graphs["forward"].inputs}
 
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from irx.backends.torch import tailed
-from irx.backends.torch.attend import attend, causal_mask, visible
+from irx.backends.torch.attend import attend, causal_mask, visible, weigh
+from irx.backends.torch.kernels.attention import merge_attention
 from irx.runtime.kv import KVState, Step, bucket, step_of
 from irx.runtime.kv_kept import Kept
 from irx.runtime.kv_tailed import TailedPlane
@@ -117,6 +118,8 @@ def kv_attention(
         places = torch.arange(max(kv.lengths), device=q.device)[None, None]
         added = None if table is None else lambda a, b: _bias(table, pos[:, a:b], places)
         return tailed.attend_state(q, kv, pos, tailed.Rules(scale, window, softcap, sinks, None, added))
+    if kv.prefix is not None:
+        return _attend_with_prefix(q, kv, pos, sinks, scale, softcap)
     step = kv.step
     if kv.kept is not None and _sees_all_kept(q, kv, table, window):
         end = max(kv.kept.used(kv.lengths))
@@ -136,6 +139,26 @@ def kv_attention(
         mask = step.masks[window] = causal_mask(q.shape[2], step.end, q.device, step.start, window)
     bias = None if table is None else _bias(table, pos[:1], torch.arange(step.end, device=q.device)[None, None])
     return attend(q, keys, values, mask, bias, sinks, scale=scale, softcap=softcap)
+
+
+def _attend_with_prefix(
+    q: Tensor, kv: KVState, pos: Tensor, sinks: Tensor | None, scale: float, softcap: float | None
+) -> Tensor:
+    """The queries of all rows to the prefix they share, as one product; to each row's own tokens; the two merged."""
+    assert kv.prefix is not None and kv.kept is not None, "a state that shares a prefix knows how long that is"
+    batch, heads, rows, width = q.shape
+    groups, length = kv.keys.heads, kv.prefix.lengths[0]
+    keys, values = kv.prefix.keys.read(0, length), kv.prefix.values.read(0, length)
+    stacked = q.reshape(batch, groups, -1, width).transpose(0, 1).reshape(1, groups, -1, width)
+    out, lse = weigh(stacked, keys, values, None, None, None, scale=scale, softcap=softcap)
+    out = out.reshape(groups, batch, -1, values.shape[3]).transpose(0, 1).reshape(batch, heads, rows, -1)
+    lse = lse.reshape(groups, batch, -1).transpose(0, 1).reshape(batch, heads, rows)
+    end = max(kv.kept.used(kv.lengths))
+    slots, queries = kv.slot_positions()[:, :1, None, :end], pos[:, None, :, None]
+    mask = (slots <= queries) & (slots >= 0)
+    keys, values = kv.keys.read(0, end), kv.values.read(0, end)
+    own, own_lse = weigh(q, keys, values, mask, None, sinks, scale=scale, softcap=softcap)
+    return merge_attention(out, lse, own, own_lse)[0] * (queries >= 0)
 
 
 def _sees_all_kept(q: Tensor, kv: KVState, table: Tensor | None, window: int | None) -> bool:

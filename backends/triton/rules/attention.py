@@ -25,6 +25,7 @@ from irx.ir.types import KVType, item_bytes
 FEW = 4  # queries whose tokens are divided among programs
 MOST_ROWS = 64  # of a program: queries of all heads that share a KV head
 LARGEST_HEAD = 512
+WIDE = 64  # channels above which blocks of queries are rotated by a kernel before, for want of registers
 
 
 def rule(body: Graph, choices: Choices) -> Lowered | None:
@@ -104,7 +105,11 @@ class _Lowering:
         )
         knobs = {name: int(chosen[name]) for name in attention_flash.KNOBS}
         keys = None if attend.k is None else attend.k.view.shape[2]
-        return (*before, flash_call(Flash(form, result, keys, **knobs)))
+        prepared = None
+        if form.keys.width > WIDE and (attend.q.rotation is not None or attend.q.norm is not None):
+            prepared = self._temporary("queries", attend.q)
+            before = (*before, self._prepared(attend.q, prepared))
+        return (*before, flash_call(Flash(form, result, keys, prepared, **knobs)))
 
     def _plain_form(self, attend: Attend) -> tuple[Form, tuple[Call, ...]]:
         """The form of attention to keys of its own, and what prepares them."""
@@ -115,16 +120,24 @@ class _Lowering:
         view, before = attend.k.view, ()
         if attend.k.rotation is not None or attend.k.norm is not None:
             shape = (*view.shape[:3], attend.k.size)
-            size = view.shape[0] * view.shape[1] * view.shape[2] * attend.k.size
-            buffer = Temporary("keys", size * int(item_bytes(attend.k.dtype)))
-            target = Target("out", attend.k.dtype, buffer, row_major(shape))
-            before = (self._heads(attend.k, target),)
+            buffer = self._temporary("keys", attend.k)
+            before = (self._prepared(attend.k, buffer),)
             view = View(view.base, shape, row_major(shape))
             keys = Rows(view, attend.k.size, buffer, attend.k.dtype)
         else:
             keys = Rows(view, attend.k.size)
         form = Form(attend, keys, Rows(attend.v.view, attend.v.size), attend.k.count, attend.k.dtype)
         return form, before
+
+    def _temporary(self, name: str, heads: Heads) -> Temporary:
+        """Room for heads [B, H, S, D]."""
+        rows = heads.view.shape[0] * heads.view.shape[1] * heads.view.shape[2]
+        return Temporary(name, rows * heads.size * int(item_bytes(heads.dtype)))
+
+    def _prepared(self, heads: Heads, buffer: Temporary) -> Call:
+        """Heads, normalised and rotated, in a temporary."""
+        strides = row_major((*heads.view.shape[:3], heads.size))
+        return self._heads(heads, Target("out", heads.dtype, buffer, strides))
 
 
 def _state_form(attend: Attend) -> Form:

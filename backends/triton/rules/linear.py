@@ -36,7 +36,7 @@ def _cases(region: LinearRegion, choices: Choices) -> list[Case]:
 def _makers(region: LinearRegion, choices: Choices) -> Iterator[tuple[int | None, Callable[[], tuple[Call, ...]]]]:
     """The most rows of each kind of kernel, and what makes it."""
     problem = problem_of(region, choices.device)
-    for most in matvec.ROWS:
-        yield most, partial(matvec.matvec_calls, problem, most, choices)
+    for few in matvec.ROWS:
+        yield few, partial(matvec.matvec_calls, problem, few, choices)
     for most in (*gemm.ROWS, None):
         yield most, partial(gemm.gemm_calls, problem, most, choices)

@@ -103,7 +103,10 @@ def _tile(problem: Problem, most: int | None) -> tuple[int, int]:
     """The largest tile of which there are enough for all multiprocessors, and whose sums fit the registers."""
     if most is not None and most <= SMALLEST:
         return SMALLEST, 32
-    room = 64 * 64 if problem.operand == "f32" or problem.is_packed else 128 * 128 // len(problem.layouts)
+    products = len(problem.layouts)
+    room = 128 * 128 // products
+    if problem.is_packed or problem.operand == "f32":
+        room = 64 * 64 // (products if problem.operand == "f32" else 1)
     tiles = [(r, c) for r, c in TILES if r * c <= room and (most is None or r <= most)]
     count = most or TYPICAL
     full = (t for t in tiles if -(-count // t[0]) * -(-problem.n // t[1]) >= problem.device.cores)
@@ -113,6 +116,8 @@ def _tile(problem: Problem, most: int | None) -> tuple[int, int]:
 def _depth(problem: Problem, rows: int) -> int:
     """Columns of x in a step: some hundred bytes of a row; for codes, matrix instructions' worth of every field."""
     wide = 2 if rows == SMALLEST else 1
+    if problem.is_packed and problem.operand == "f32":
+        return problem.chunk * 8 // problem.layout.words
     if problem.is_packed:
         return wide * problem.chunk * 16 // problem.layout.words
     return min(power_of_two(max(problem.k, 16)), int(wide * BYTES // 2 // item_bytes(problem.operand)))

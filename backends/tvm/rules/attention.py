@@ -123,6 +123,7 @@ class _Lowering:
             out_strides=result.strides,
             positions=None if attend.positions is None else Data(attend.positions.base),
             keys=keys,
+            prefix=_prefix_numbers(attend),
             table=None if attend.table is None else (Data(attend.table), attend.table.dtype),
             sinks=None if attend.sinks is None else (Data(attend.sinks), attend.sinks.dtype),
             bias=None if bias is None else bias.buffer,
@@ -160,7 +161,18 @@ def _check_tailed(store: Tailed, kv: KVType) -> None:
 
 
 def _state_parts(state: Value, kv: KVType) -> dict[str, Binding]:
-    return {name: StatePart(state, name) for name in _storage(kv).arrays}
+    names = _storage(kv).arrays
+    shared = [f"prefix_{name}" for name in names] if kv.prefix else []
+    return {name: StatePart(state, name) for name in (*names, *shared)}
+
+
+def _prefix_numbers(attend: Attend) -> tuple[Binding, Binding] | None:
+    """How long the prefix of a state is, and how many slots it has."""
+    if attend.kv is None or attend.state is None or not attend.kv.prefix:
+        return None
+    if attend.window is not None or attend.table is not None:
+        raise Refusal("distances to the tokens of a prefix, which slots do not tell")
+    return Capacity(attend.state, "prefix_length"), Capacity(attend.state, "prefix_capacity")
 
 
 def _storage(kv: KVType) -> Storage:
@@ -210,6 +222,7 @@ def _form(attend: Attend, device: Device, queries: int, few: bool) -> Form:
         causal=attend.causal,
         table=0 if attend.table is None else int(attend.table.shape[1]),  # type: ignore[arg-type]
         sinks=attend.sinks is not None,
+        prefix=attend.kv is not None and attend.kv.prefix,
         biased=attend.mask is not None or attend.bias is not None,
     )
 

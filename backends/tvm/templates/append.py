@@ -162,7 +162,10 @@ class _Prepare:
     def _query(self, work: Queries, b: str, s: str, h: str) -> None:
         w, f = self.w, work.form
         length = self.arguments.size(work.heads.view.shape[2])
-        row = f"((({b} * {f.groups} + {h} // {f.shared}) * {length} + {s}) * {f.shared} + {h} % {f.shared})"
+        head = f"({b} * {f.groups} + {h} // {f.shared})"
+        if f.prefix:
+            head = f"({h} // {f.shared} * {self.arguments.size(work.heads.view.shape[0])} + {b})"
+        row = f"(({head} * {length} + {s}) * {f.shared} + {h} % {f.shared})"
         dtype = {"fma": "float32", "dpbf16": "uint16", "vnni": "int8"}[f.dot]
         target = self.arguments.pointer("queries", dtype, work.target)
         if f.dot == "vnni":

@@ -13,6 +13,7 @@ from irx.backends.tvm.templates.attention_kernel import (
     tile_span,
     weight_inverse_below,
 )
+from irx.backends.tvm.templates.attention_prefix import fold_prefix, tiles_of
 from irx.backends.tvm.templates.attention_tile import Sums, begin
 from irx.backends.tvm.writer import at
 
@@ -48,7 +49,10 @@ def _block(kernel: AttentionKernel, b: str, g: str, first: str, queries: int, ro
     begin(w, f, sums, count)
     lowest, latest, least, most = kernel.bounds(b, first, last)
     start, tiles = tile_span(w, lowest, most)
-    q_row = whole(w, f"(({b} * {f.groups} + {g}) * {kernel.length} + {first}) * {f.shared}")
+    q_row = kernel.query_row(b, g, first)
+    if f.prefix:
+        with kernel.tiles("T.int64(0)", tiles_of(kernel)) as tile:
+            fold_prefix(kernel, g, q_row, sums, f"tid * {rows}", tile, count)
     with kernel.tiles(start, f"({start} + {tiles})") as tile:
         a = kernel.places(b, g, q_row, sums, f"tid * {rows}", tile, most, count)
         kernel.fold(a, b, g, first, f"{tile} >= {latest} and {tile} + {KEYS} <= {least}")

@@ -55,6 +55,8 @@ class Form:
     """Distances in a table of biases, 0 without one."""
     sinks: bool = False
     biased: bool = False
+    prefix: bool = False
+    """A prefix may be shared by all rows. Queries then lie by KV head first, by row of the batch second."""
     fetches: bool = False
     """A tile asks for the keys and values of the next one: where every key is met once, memory sets the pace."""
 

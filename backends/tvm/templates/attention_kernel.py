@@ -41,6 +41,8 @@ class Sources:
     bias: Binding | None = None
     bias_strides: tuple[Dim, ...] = (0, 0, 0)
     bias_width: Dim = 0
+    prefix: tuple[Binding, Binding] | None = None
+    """The numbers of tokens and of slots of a prefix; its arrays are among the parts."""
 
 
 class AttentionKernel:
@@ -56,6 +58,8 @@ class AttentionKernel:
         if x.positions is not None:
             self.arguments.pointer("pos", "int64", x.positions)
         self.keys = "" if x.keys is None else self.arguments.size(x.keys)
+        if x.prefix is not None:
+            self.arguments.number("prefix_length", x.prefix[0])
 
     def read(self) -> None:
         """Declare what tiles read."""
@@ -67,6 +71,11 @@ class AttentionKernel:
         for name in f.store.arrays:
             if name not in ("k", "v"):
                 add(name, self.dtype_of(name), x.parts[name])
+        if x.prefix is not None:
+            self.arguments.number("prefix_capacity", x.prefix[1])
+            for name in f.store.arrays:
+                own = {"k": f.store.word, "v": f.store.value}.get(name, f.store.parameter)
+                add(f"prefix_{name}", own, x.parts[f"prefix_{name}"])
         if x.table is not None:
             binding, _ = x.table
             add("table", "float32", binding)
@@ -108,6 +117,12 @@ class AttentionKernel:
             with w.block(f"if {high} > 0:"):
                 w(f"{lowest} = T.min({lowest}, {low})")
         return lowest, latest, least, most
+
+    def query_row(self, b: str, g: str, first: str) -> str:
+        """The row of the prepared queries of a head, from a query on."""
+        f = self.f
+        head = f"(({g}) * {self.batch} + {b})" if f.prefix else f"(({b}) * {f.groups} + {g})"
+        return whole(self.w, f"({head} * {self.length} + {first}) * {f.shared}")
 
     def places(self, b: str, g: str, q_row: str, sums: Sums, scratch: str, tile: str, end: str, count: str) -> Places:
         """Where a tile's rows are."""

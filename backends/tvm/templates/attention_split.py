@@ -22,6 +22,7 @@ from irx.backends.tvm.templates.attention_kernel import (
     tile_span,
     weight_inverse,
 )
+from irx.backends.tvm.templates.attention_prefix import fold_prefix, tiles_of
 from irx.backends.tvm.templates.attention_tailed import kernel_of
 from irx.backends.tvm.templates.attention_tile import Sums, begin
 from irx.backends.tvm.writer import Writer, at, splat
@@ -31,11 +32,17 @@ from irx.ir.dims import Dim
 def split_temporaries(f: Form, x: Sources) -> dict[str, Temporary]:
     """What the threads of `split` leave for `combine`: outputs, maxima and sums of every row, by thread."""
     rows = x.batch * f.groups * (x.length * f.shared + f.rows)
+    rows = rows + f.groups * _together(f, x) if f.prefix else rows
     return {
         "o": Temporary("o", rows * f.v_width * 4, per_thread=True),
         "m": Temporary("m", rows * 4, per_thread=True),
         "l": Temporary("l", rows * BLOCK * 4, per_thread=True),
     }
+
+
+def _together(f: Form, x: Sources) -> Dim:
+    """Rows of one KV head of all rows of the batch, padded."""
+    return x.batch * x.length * f.shared + f.rows
 
 
 def split(f: Form, x: Sources) -> tuple[Call, ...]:
@@ -50,22 +57,54 @@ def _split(f: Form, x: Sources, left: dict[str, Temporary]) -> Call:
     w, add = kernel.w, kernel.arguments.pointer
     for name, temporary in left.items():
         add(name, "float32", temporary)
-    rows: Dim = x.length * f.shared + f.rows
+    rows = _together(f, x) if f.prefix else x.length * f.shared + f.rows
     add("s", "float32", Temporary("s", rows * KEYS * 4, per_thread=True))
     if f.dot == "dpbf16":
         add("p", "int32", Temporary("p", rows * KEYS * 2, per_thread=True))
     count = whole(w, f"{kernel.length} * {f.shared}")
     room = whole(w, f"{count} + {f.rows}")
-    mine = whole(w, f"tid * {kernel.batch} * {f.groups} * {room}")
+    mine = whole(w, f"tid * {_stride(kernel, room)}")
+    scratch = whole(w, f"tid * {kernel.arguments.size(rows)}")
     first, end = _share(kernel)
+    if f.prefix:
+        _prefix(kernel, mine, room, count, scratch, first, end)
     with _heads(kernel) as head:
         from_tile = whole(w, f"T.max({first} - {head.done}, T.int64(0))")
         to_tile = whole(w, f"T.min({end} - {head.done}, {head.tiles})")
         with w.block(f"if {from_tile} < {to_tile}:"):
             row = whole(w, f"{mine} + (b * {f.groups} + g) * {room}")
             span = (f"{head.start} + {from_tile}", f"{head.start} + {to_tile}")
-            _segment(kernel, row, count, room, span, head.latest, head.least, head.most)
+            _segment(kernel, row, count, scratch, span, head.latest, head.least, head.most)
     return kernel.arguments.call("attention_split", w, f"attention to {f.store.name} keys, split", llvm=f.llvm)
+
+
+def _stride(kernel: AttentionKernel, room: str) -> str:
+    """Rows that each thread leaves: of every head of every row, then of every head of the prefix."""
+    own = f"{kernel.batch} * {kernel.f.groups} * {room}"
+    if not kernel.f.prefix:
+        return f"({own})"
+    return f"({own} + {kernel.f.groups} * {kernel.arguments.size(_together(kernel.f, kernel.x))})"
+
+
+def _prefix_row(kernel: AttentionKernel, room: str, g: str) -> str:
+    """The first row of a head of the prefix among those of a thread."""
+    own = f"{kernel.batch} * {kernel.f.groups} * {room}"
+    return f"({own} + {g} * {kernel.arguments.size(_together(kernel.f, kernel.x))})"
+
+
+def _prefix(kernel: AttentionKernel, mine: str, room: str, count: str, scratch: str, first: str, end: str) -> None:
+    """The tiles of the prefix that fall to this thread, which are counted before all others."""
+    w, f = kernel.w, kernel.f
+    tiles, all_rows = tiles_of(kernel), whole(w, f"{kernel.batch} * {count}")
+    with w.block(f"for g in T.serial({f.groups}):"):
+        from_tile = whole(w, f"T.max({first} - g * {tiles}, T.int64(0))")
+        to_tile = whole(w, f"T.min({end} - g * {tiles}, {tiles})")
+        with w.block(f"if {from_tile} < {to_tile}:"):
+            row = whole(w, f"{mine} + {_prefix_row(kernel, room, 'g')}")
+            sums = Sums(whole(w, f"{row} * {f.v_width}"), row, whole(w, f"{row} * {BLOCK}"))
+            begin(w, f, sums, all_rows)
+            with kernel.tiles(from_tile, to_tile) as tile:
+                fold_prefix(kernel, "g", f"g * {all_rows}", sums, scratch, tile, all_rows)
 
 
 @dataclass(frozen=True)
@@ -85,7 +124,7 @@ class _Head:
 def _heads(kernel: AttentionKernel) -> Iterator[_Head]:
     """Statements for every head of every row, in the order in which their tiles are counted."""
     w = kernel.w
-    done = w.register("T.int64(0)", dtype="int64", lanes=1)
+    done = w.register(_prefix_tiles(kernel), dtype="int64", lanes=1)
     with w.block(f"for b in T.serial({kernel.batch}):"):
         lowest, latest, least, most = kernel.bounds("b", "T.int64(0)", kernel.length)
         start, tiles = tile_span(w, lowest, most)
@@ -95,15 +134,22 @@ def _heads(kernel: AttentionKernel) -> Iterator[_Head]:
 
 
 def _segment(
-    kernel: AttentionKernel, row: str, count: str, room: str, span: tuple[str, str], latest: str, least: str, most: str
+    kernel: AttentionKernel,
+    row: str,
+    count: str,
+    scratch: str,
+    span: tuple[str, str],
+    latest: str,
+    least: str,
+    most: str,
 ) -> None:
     """The tiles of one head that fall to this thread."""
     w, f = kernel.w, kernel.f
     sums = Sums(whole(w, f"{row} * {f.v_width}"), row, whole(w, f"{row} * {BLOCK}"))
-    q_row = whole(w, f"(b * {f.groups} + g) * {count}")
+    q_row = kernel.query_row("b", "g", "T.int64(0)")
     begin(w, f, sums, count)
     with kernel.tiles(*span) as tile:
-        a = kernel.places("b", "g", q_row, sums, f"tid * {room}", tile, most, count)
+        a = kernel.places("b", "g", q_row, sums, scratch, tile, most, count)
         unmasked = f"{tile} >= {latest} and {tile} + {KEYS} <= {least}"
         kernel.fold(a, "b", "g", "T.int64(0)", unmasked)
 
@@ -115,12 +161,17 @@ def _share(kernel: AttentionKernel, thread: str = "tid") -> tuple[str, str]:
 
 def _all_tiles(kernel: AttentionKernel) -> str:
     w = kernel.w
-    every = w.register("T.int64(0)", dtype="int64", lanes=1)
+    every = w.register(_prefix_tiles(kernel), dtype="int64", lanes=1)
     with w.block(f"for b in T.serial({kernel.batch}):"):
         lowest, _, _, most = kernel.bounds("b", "T.int64(0)", kernel.length)
         _, tiles = tile_span(w, lowest, most)
         w(f"{every} = {every} + {tiles} * {kernel.f.groups}")
     return every
+
+
+def _prefix_tiles(kernel: AttentionKernel) -> str:
+    """How many tiles the prefix has in all heads."""
+    return f"{tiles_of(kernel)} * {kernel.f.groups}" if kernel.f.prefix else "T.int64(0)"
 
 
 def _share_of(w: Writer, every: str, thread: str) -> tuple[str, str]:
@@ -137,7 +188,7 @@ def _combine(f: Form, x: Sources, left: dict[str, Temporary]) -> Call:
     strides = [kernel.arguments.size(n) for n in x.out_strides]
     count = whole(w, f"{kernel.length} * {f.shared}")
     room = whole(w, f"{count} + {f.rows}")
-    heads = whole(w, f"{kernel.batch} * {f.groups}")
+    stride = whole(w, _stride(kernel, room))
     every = _all_tiles(kernel)
     with _heads(kernel) as head:
         number = whole(w, f"(b * {f.groups} + g) * {count}")
@@ -145,33 +196,48 @@ def _combine(f: Form, x: Sources, left: dict[str, Temporary]) -> Call:
         skipped = whole(w, f"(tid + nt - {number} % nt) % nt")
         with w.block(f"for turn in T.serial(({count} - {skipped} + nt - 1) // nt):"):
             r = whole(w, f"{skipped} + turn * nt")
-            row = f"(b * {f.groups} + g) * {room} + {r}"
-            _combine_row(kernel, r, every, head.done, head.tiles, row, f"{heads} * {room}", strides)
+            parts = [_Part(head.done, head.tiles, f"(b * {f.groups} + g) * {room} + {r}")]
+            if f.prefix:
+                tiles = tiles_of(kernel)
+                shared = f"{_prefix_row(kernel, room, 'g')} + b * {count} + {r}"
+                parts.append(_Part(whole(w, f"g * {tiles}"), tiles, shared))
+            _combine_row(kernel, r, every, parts, stride, strides)
     return kernel.arguments.call("attention_combine", w, "adds up split attention")
 
 
+@dataclass(frozen=True)
+class _Part:
+    """What threads have left of one row: the tiles it is from, and which of a thread's rows it is."""
+
+    done: str
+    tiles: str
+    row: str
+
+
 def _combine_row(
-    kernel: AttentionKernel, r: str, every: str, done: str, tiles: str, row: str, step: str, strides: list[str]
+    kernel: AttentionKernel, r: str, every: str, parts: list[_Part], step: str, strides: list[str]
 ) -> None:
     w, f = kernel.w, kernel.f
     head = f"(g * {f.shared} + {r} % {f.shared})"
     top = w.register("T.float32(-1e30)", lanes=1)
-    with _contributors(w, every, done, tiles) as thread:
-        w(f"{top} = T.max({top}, m[{thread} * {step} + {row}])")
+    for part in parts:
+        with _contributors(w, every, part.done, part.tiles) as thread:
+            w(f"{top} = T.max({top}, m[{thread} * {step} + {part.row}])")
     sink = sink_of(kernel, head)
     if sink is not None:
         w(f"{top} = T.max({top}, {sink})")
     weight = w.register("T.broadcast(T.float32(0), 16)")
     sums = [w.register("T.broadcast(T.float32(0), 16)") for _ in range(f.v_width // 16)]
-    with _contributors(w, every, done, tiles) as thread:
-        at_row = whole(w, f"{thread} * {step} + {row}")
-        share = vector_math.exp2(w, splat(f"(m[{at_row}] - {top})"))
-        w(f"{weight} = {weight} + {share} * {at('l', f'{at_row} * {BLOCK}')}")
-        for v, value in enumerate(sums):
-            w(f"{value} = {value} + {share} * {at('o', f'{at_row} * {f.v_width} + {v * 16}')}")
+    for part in parts:
+        with _contributors(w, every, part.done, part.tiles) as thread:
+            at_row = whole(w, f"{thread} * {step} + {part.row}")
+            share = vector_math.exp2(w, splat(f"(m[{at_row}] - {top})"))
+            w(f"{weight} = {weight} + {share} * {at('l', f'{at_row} * {BLOCK}')}")
+            for v, value in enumerate(sums):
+                w(f"{value} = {value} + {share} * {at('o', f'{at_row} * {f.v_width} + {v * 16}')}")
     scale = weight_inverse(w, weight, sink, top)
     # The first thread's copy of the row is nobody else's: the sums go there on their way out.
-    own = whole(w, f"({row}) * {f.v_width}")
+    own = whole(w, f"({parts[0].row}) * {f.v_width}")
     for v, value in enumerate(sums):
         w(f"{at('o', f'{own} + {v * 16}')} = {value}")
     kernel.write(own, scale, "b", head, f"({r} // {f.shared})", strides)

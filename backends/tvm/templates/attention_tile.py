@@ -44,6 +44,8 @@ class Places:
     first: str
     end: str
     count: str
+    source: str = ""
+    """What stands before the names of the arrays of keys and values."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,9 @@ def _scores(w: Writer, f: Form, a: Places, row: str, out: str, part: int) -> Non
     start = whole(w, f"{a.k} + ({a.first} // {BLOCK} + {part}) * {f.steps * BLOCK}")
     with w.block(f"for d in T.serial({f.steps}):"), w.block(f"for j in T.unroll({f.blocks}):"):
         place = f"{start} + (j * {f.steps} + d) * {BLOCK}"
-        keys = w.register(at("k", place), dtype=f.store.word)
+        keys = w.register(at(f"{a.source}k", place), dtype=f.store.word)
         if f.fetches:
-            w(prefetch("k", f"{place} + {KEYS * f.steps}"))
+            w(prefetch(f"{a.source}k", f"{place} + {KEYS * f.steps}"))
         parts = _parts(w, f, keys)
         for (i, plane), total in sums.items():
             _multiply(w, f, at(total, f"j * {BLOCK}"), parts, f"{row} + {i * f.q_width}", plane)
@@ -160,7 +162,7 @@ def softmax(w: Writer, f: Form, a: Places, row: RowTexts, unmasked: str) -> None
 
 def _parameter(f: Form, a: Places, name: str, key: str) -> str:
     """A parameter of the 16 tokens from `key` on, as float32."""
-    found = at(name, f"{a.scales} + {key}")
+    found = at(a.source + name, f"{a.scales} + {key}")
     return found if f.store.parameter == "float32" else f'T.cast({found}, "float32x16")'
 
 
@@ -256,9 +258,9 @@ def _values(w: Writer, f: Form, a: Places, first: int, count: int) -> None:
     vectors = count // store.halves
     with w.block(f"for t in T.serial(({used} + {store.tokens - 1}) // {store.tokens}):"):
         for c in range(0, vectors if f.fetches else 0, store.per_line):
-            w(prefetch("v", f"{line} + t * {f.v_elements} + {c * 16 + KEYS // store.tokens * f.v_elements}"))
+            w(prefetch(f"{a.source}v", f"{line} + t * {f.v_elements} + {c * 16 + KEYS // store.tokens * f.v_elements}"))
         with w.block(f"for c in T.unroll({vectors}):"):
-            found = w.register(at("v", f"{line} + t * {f.v_elements} + c * 16"), dtype=store.value)
+            found = w.register(at(f"{a.source}v", f"{line} + t * {f.v_elements} + c * 16"), dtype=store.value)
             lanes = [found] if f.dot == "dpbf16" else [w.register(part) for part in store.values(found)]
             for i, total in enumerate(sums):
                 row = f"{weights} + {i * KEYS // (2 if f.dot == 'dpbf16' else 1)}"

@@ -112,7 +112,7 @@ class _Run:
     def argument(self, binding: Binding, parameter: Any) -> Argument:
         if not isinstance(parameter, Pointer):
             if isinstance(binding, Capacity):
-                return Argument(int(self.states[binding.state]["capacity"]))
+                return Argument(int(self.states[binding.state][binding.number]))
             return Argument(evaluate(binding, self.sizes))  # type: ignore[arg-type]
         return Argument(self.buffer(binding).ctypes.data, True)
 

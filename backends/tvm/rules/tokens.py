@@ -1,0 +1,46 @@
+"""Ops that look at tokens to choose, and merge those that were chosen: each a region of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from irx.backends.regions.lowered import Call, Case, Choices, Lowered, Refusal, single
+from irx.backends.tvm.lanes import COMPUTED
+from irx.backends.tvm.templates.attention_lse import lse_call, stats_call
+from irx.backends.tvm.templates.match_tokens import match_calls
+from irx.backends.tvm.templates.merge_tokens import merge_call
+from irx.ir.dims import Dim
+from irx.ir.graph import Graph, Node
+
+FEW = 16
+"""Shorter sequences are a case of their own, so that checks also meet some that are long enough to merge tokens of."""
+
+TEMPLATES: dict[str, Callable[[Node], tuple[Call, ...]]] = {
+    "attention_lse": lambda node: (lse_call(node),),
+    "attention_stats": lambda node: (stats_call(node),),
+    "match_tokens": match_calls,
+    "merge_tokens": lambda node: (merge_call(node),),
+}
+
+
+def rule(body: Graph, choices: Choices) -> Lowered | None:
+    """Kernels of a body of one of these ops. Raises Refusal."""
+    nodes = list(body.nodes)
+    if len(nodes) != 1 or nodes[0].op.name not in TEMPLATES:
+        return None
+    (node,) = nodes
+    values = [value for value in (*node.inputs, *node.outputs) if value is not None]
+    strange = next((value for value in values if value.dtype not in COMPUTED), None)
+    if strange is not None:
+        raise Refusal(f"{node.op.name} of {strange.type}")
+    calls, length = TEMPLATES[node.op.name](node), _tokens(node)
+    if isinstance(length, int):
+        return single(*calls)
+    return Lowered((Case(calls, length, FEW), Case(calls)))
+
+
+def _tokens(node: Node) -> Dim:
+    """How many tokens are chosen from."""
+    value = node.operand("k") if node.op.name.startswith("attention") else node.inputs[0]
+    assert value is not None
+    return value.shape[1] if node.op.name == "merge_tokens" else value.shape[2]
