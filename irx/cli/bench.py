@@ -5,13 +5,17 @@ brackets. A row holds when the median reaches what is wanted and the lower quart
 is what moving the bytes that a step cannot avoid to move takes, at the bandwidth of the same run. Results are compared
 before anything is timed. llama.cpp and OpenVINO are used when they are installed, and named when not.
 
-FAMILY is decode, prefill, attention, minilm, batch, rate or compile; without any, all of them, which takes long: most
-of the time goes to Inductor, which compiles every model.
+FAMILY is decode, prefill, attention, minilm, batch, rate or compile; without any, all of these, which takes long: most
+of the time goes to Inductor, which compiles every model. Where they are named, there are also kv (layouts of the cache:
+bytes, decode, quality), tokens (pruned prompts, shared attention, repair), lossy (searches under a budget) and
+orderings (which method does better than which, with intervals), which take an hour or more each.
 
 examples:
   irx bench
   irx bench decode rate --rounds 20
   irx bench attention --quick --json
+  irx bench kv tokens --quick
+  irx bench orderings
 """
 
 from __future__ import annotations
