@@ -92,7 +92,8 @@ class WeightStore:
         return sum(storages.values())
 
     def _placed(self, name: str) -> Stored:
-        found = self._load(name)
+        again = self._recover.get(name) if self._load is _detached else None
+        found = self._load(name) if again is None else again()
         if isinstance(found, Packed):
             return Packed(found.raw.to(self.device), found.form)
         return found.to(self.device)
