@@ -112,6 +112,11 @@ class Plan:
             self._zeros[name, size] = torch.zeros(max(1, size), dtype=torch.uint8, device=self.device)
         return self._zeros[name, size]
 
+    @property
+    def recorded(self) -> int:
+        """Calls that are replayed as CUDA graphs."""
+        return self._recorder.recorded
+
     def prepared(self, inputs: Sequence[Any]) -> Bound:
         """The calls for these inputs' sizes."""
         key = self._sizes.read(inputs)
