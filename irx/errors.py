@@ -393,9 +393,10 @@ class KernelTooLarge(KernelFailed):
 class GpuOutOfMemory(IRXError):
     """The GPU's memory does not hold what a model needs; the message names the largest parts."""
 
-    def __init__(self, wanted: int, free: int, parts: Mapping[str, int]) -> None:
-        self.wanted, self.free, self.parts = wanted, free, dict(parts)
+    def __init__(self, free: int, parts: Mapping[str, int]) -> None:
+        self.free, self.parts = free, dict(parts)
         largest = sorted(self.parts.items(), key=lambda part: -part[1])[:_SHOWN_PARTS]
         told = ", ".join(f"{name} {size / 1e9:.3g} GB" for name, size in largest)
-        what = f"{wanted / 1e9:.3g} GB are needed on the GPU, and {free / 1e9:.3g} GB are free; the largest: {told}"
+        held = sum(self.parts.values()) / 1e9
+        what = f"the GPU's memory is full: {free / 1e9:.3g} GB are free, the model holds {held:.3g} GB; largest: {told}"
         super().__init__(what, fix="use a smaller max_length or max_batch, or quantize the weights or the cache")

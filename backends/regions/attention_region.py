@@ -239,6 +239,10 @@ class _Parser:
         if kv.kept is not None and (node.attr("window") is not None or node.operand("table") is not None):
             raise Refusal("distances between tokens, of which some are gone: slots do not tell them")
         base = self._common(node)
+        if kv.window is not None and node.operand("slots") is not None and base.q.view.shape[2] == 1:
+            base = replace(base, window=None)  # a ring holds what one token sees, and nothing else
+        elif node.attr("first") and base.window is not None:
+            raise Refusal("the first tokens are seen besides those of a window")
         self._finish(
             node,
             replace(

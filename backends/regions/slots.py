@@ -13,11 +13,14 @@ After:
       %y = irx.kv_attention(%q, %kv, %pos, _, _, %slots_kv0) {scale=0.125}
 
 Kernels put a token into its slot and attend to all slots up to it. That is right because a state keeps its tokens in
-order and whatever is appended is newer than them (`irx.runtime.kv_kept`), so nothing has to compare positions.
+order and whatever is appended is newer than them (`irx.runtime.kv_kept`), so nothing has to compare positions. Where a
+state is a ring (`irx.runtime.kv_ring`), a token takes the place of another, and all slots in use are seen: attention
+gets an input of its own, `%seen_kv0`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from irx.ir.graph import Graph, Node, Value
@@ -27,16 +30,28 @@ _PLACES = {"kv_append": 4, "kv_attention": 5}  # which operand the slots are
 
 
 @dataclass(frozen=True)
+class Slots:
+    """An input of slots: the indices of its state, and of the positions that go into it.
+
+    It says where tokens are, or with `read` up to which slot they see, where that is another than their own.
+    """
+
+    state: int
+    positions: int
+    read: bool = False
+
+
+@dataclass(frozen=True)
 class Placed:
-    """A graph whose last inputs are slots: for each the index of its state, and of the positions that go into it."""
+    """A graph whose last inputs are slots."""
 
     graph: Graph
-    slots: tuple[tuple[int, int], ...] = ()
+    slots: tuple[Slots, ...] = ()
 
     @staticmethod
     def of(graph: Graph) -> Placed:
         """The graph with slots for every state that may lose tokens; itself where there is none."""
-        found = [v for v in graph.inputs if isinstance(v.type, KVType) and (v.type.kept is not None or v.type.prefix)]
+        found = [v for v in graph.inputs if isinstance(v.type, KVType) and _moves(v.type)]
         return _Placing(graph.clone(), [graph.inputs.index(v) for v in found]).run() if found else Placed(graph)
 
 
@@ -49,41 +64,50 @@ class _Placing:
     _bodies: dict[tuple[Graph, int, int], Graph] = field(default_factory=dict)
 
     def run(self) -> Placed:
-        graph, slots = self.graph, []
+        graph, slots = self.graph, list[Slots]()
         for index in self.states:
             state = graph.inputs[index]
             pos = appended(graph).get(state)
             if pos is None or pos not in graph.inputs:
                 continue
-            given = graph.add_input(f"slots_{state.name}", pos.type)
-            slots.append((index, graph.inputs.index(pos)))
-            self._tell(graph, state, given)
+            place = graph.inputs.index(pos)
+            given = seen = graph.add_input(f"slots_{state.name}", pos.type)
+            slots.append(Slots(index, place))
+            if isinstance(state.type, KVType) and state.type.window is not None:
+                seen = graph.add_input(f"seen_{state.name}", pos.type)
+                slots.append(Slots(index, place, read=True))
+            self._tell(graph, state, {"kv_append": given, "kv_attention": seen})
         return Placed(graph, tuple(slots))
 
-    def _tell(self, graph: Graph, state: Value, slots: Value) -> None:
+    def _tell(self, graph: Graph, state: Value, slots: Mapping[str, Value]) -> None:
         """Tell all nodes that append to a state or attend to it."""
         for node in graph.users(state):
             if node.op.name in _PLACES:
                 place = _PLACES[node.op.name]
-                graph.set_inputs(node, (*node.inputs, *[None] * (place - len(node.inputs)), slots))
+                graph.set_inputs(node, (*node.inputs, *[None] * (place - len(node.inputs)), slots[node.op.name]))
             elif node.op.name == "fusion":
                 self._fusion(graph, node, state, slots)
             for value in node.outputs:
                 if isinstance(value.type, KVType) and root_of(node, value) is state:
                     self._tell(graph, value, slots)
 
-    def _fusion(self, graph: Graph, node: Node, state: Value, slots: Value) -> None:
+    def _fusion(self, graph: Graph, node: Node, state: Value, slots: Mapping[str, Value]) -> None:
         body = node.attrs["body"]
         assert isinstance(body, Graph)
         index = node.inputs.index(state)
         key = (body, index, len(node.inputs))
         if key not in self._bodies:
             copy = body.clone()
-            inner = copy.add_input("slots", slots.type)
-            self._tell(copy, copy.inputs[index], inner)
+            inner = {value: copy.add_input("slots", value.type) for value in dict.fromkeys(slots.values())}
+            self._tell(copy, copy.inputs[index], {op: inner[value] for op, value in slots.items()})
             self._bodies[key] = copy
         node.attrs["body"] = self._bodies[key]
-        graph.set_inputs(node, (*node.inputs, slots))
+        graph.set_inputs(node, (*node.inputs, *dict.fromkeys(slots.values())))
+
+
+def _moves(kv: KVType) -> bool:
+    """True for states whose slots may be other numbers than the positions of their tokens."""
+    return kv.kept is not None or kv.prefix or kv.window is not None
 
 
 def root_of(node: Node, value: Value) -> Value | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from irx.backends.regions.slots import appended
+from irx.backends.regions.slots import Slots, appended
 from irx.ir.graph import Graph
 from irx.ir.types import KVType
 from irx.runtime.kv import KVState, step_of
@@ -18,10 +18,10 @@ _UNLIMITED = 1 << 40
 class States:
     """Which inputs of a graph are states, and which positions input says where their new tokens go.
 
-    `slots` are pairs of a state and the positions whose slots kernels are told (`irx.backends.regions.slots`).
+    `slots` say of which states and positions kernels are told the slots (`irx.backends.regions.slots`).
     """
 
-    def __init__(self, graph: Graph, slots: Sequence[tuple[int, int]] = ()) -> None:
+    def __init__(self, graph: Graph, slots: Sequence[Slots] = ()) -> None:
         self.told = tuple(slots)
         self.indices = [i for i, value in enumerate(graph.inputs) if isinstance(value.type, KVType)]
         places = appended(graph)
@@ -45,7 +45,7 @@ class States:
             if step is not last:
                 last, needed = step, step.needed
             if state.kept is not None:
-                state.reserve(needed - min(state.kept.shift), _UNLIMITED)
+                state.kept.reserve(state, needed)
             elif needed > step.room:
                 state.reserve(needed, _UNLIMITED)
             state.lengths = step.lengths
@@ -53,13 +53,14 @@ class States:
 
     def slots(self, inputs: Sequence[Any]) -> list[Tensor]:
         """Where the tokens of a call go, i64 [B, S] for every state that kernels are told about."""
-        found: dict[tuple[object, int], Tensor] = {}
+        found: dict[tuple[object, int, bool], Tensor] = {}
         made = []
-        for index, position in self.told:
-            kept = inputs[index].kept
-            key = (None if kept is None else kept.shift, position)
+        for one in self.told:
+            kept = inputs[one.state].kept
+            key = (None if kept is None else kept.alike, one.positions, one.read)
             if key not in found:
-                found[key] = inputs[position] if kept is None else kept.slots_of(inputs[position])
+                pos = inputs[one.positions]
+                found[key] = pos if kept is None else kept.seen_of(pos) if one.read else kept.slots_of(pos)
             made.append(found[key])
         return made
 
@@ -68,7 +69,5 @@ class States:
         if state.positions is not None:
             return False
         if state.kept is None:
-            return True
-        first = None if state.step is None else state.step.start if state.step.uniform else max(state.lengths)
-        known = first is not None and first - max(state.kept.shift) >= max(state.kept.counts)
-        return known and any(index == one for one, _ in self.told)
+            return state.ring is None or max(state.lengths, default=0) < state.ring.window
+        return state.kept.follows(state.step, state.lengths) and any(index == one.state for one in self.told)

@@ -49,7 +49,7 @@ class Interpreter:
     """Runs kernels on the CPU, for their numbers."""
 
     device = torch.device("cpu")
-    absent = None
+    absent: IRXError | None = None
 
     def prepare(self, kernel: Kernel, arguments: Sequence[Argument]) -> Prepared:
         """A call that the interpreter makes."""
@@ -87,7 +87,7 @@ class Gpu:
     def __init__(self, kernels: Mapping[str, Kernel], binaries: Mapping[str, Binary], device: Device) -> None:
         driver = open_driver()
         driver.require(device)
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
         self.device = PLACE
         self.absent: IRXError | None = None
         self._functions: dict[str, Function] = {}

@@ -60,7 +60,7 @@ def launch(kernel: Kernel, grid: Sequence[int], values: Sequence[Tensor | int]) 
         "arguments": arguments,
     }
     with WORKERS.process() as worker:
-        answer, parts = worker.ask(request, [memoryview(b.numpy()) for b in buffers], limit=LIMIT)
+        answer, parts = worker.ask(request, [b.numpy().data for b in buffers], limit=LIMIT)
     if "error" in answer:
         raise KernelFailed(f"the kernel {kernel.name} fails in the interpreter: {answer['error']}")
     for index, part in zip(answer["changed"], parts, strict=True):
@@ -82,4 +82,4 @@ def _described(parameter: Any, value: Tensor | int, storages: dict[int, torch.Un
 
 
 def _bytes(storage: torch.UntypedStorage) -> Tensor:
-    return torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[call-overload,no-any-return]
+    return torch.empty(0, dtype=torch.uint8).set_(storage)

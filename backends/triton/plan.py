@@ -26,10 +26,11 @@ from irx.backends.triton.capture import Recorder, record_cuda
 from irx.backends.triton.executors import Executor
 from irx.backends.triton.report import rows
 from irx.backends.triton.usage import Usage
-from irx.errors import InputMismatch
+from irx.errors import GpuOutOfMemory, InputMismatch
 from irx.ir.graph import Graph, Value
 from irx.ir.regions import expanded
 from irx.ledger import Row
+from irx.runtime.kv import KVState
 from irx.runtime.profile import Timed
 from irx.runtime.store import WeightStore
 from irx.target import Device
@@ -69,16 +70,23 @@ class Plan:
         """Pack the weights and compute what depends on them only."""
         self._store = store
         if self.executor.absent is None:
-            self.constants.bind(store)
+            try:
+                self.constants.bind(store)
+            except torch.OutOfMemoryError as error:
+                raise self._full(()) from error
         self._bound.clear()
 
     def __call__(self, *inputs: Any) -> list[Any]:
-        """The outputs in order. KV states are changed in place. Raises NoGpu, OtherArchitecture."""
+        """The outputs in order. KV states are changed in place. Raises NoGpu, OtherArchitecture,
+        GpuOutOfMemory."""
         if self.executor.absent is not None:
             raise self.executor.absent
-        if not self._states.make_room(inputs):
-            return self._by_torch(inputs)
-        return self._recorder.run(self.prepared(inputs), inputs)
+        try:
+            if not self._states.make_room(inputs):
+                return self._by_torch(inputs)
+            return self._recorder.run(self.prepared(inputs), inputs)
+        except torch.OutOfMemoryError as error:
+            raise self._full(inputs) from error
 
     def repeated(self, inputs: Sequence[Any], ids: str, positions: str) -> None:
         """Calls that repeat are recorded as they come."""
@@ -115,6 +123,11 @@ class Plan:
             self._zeros[name, size] = torch.zeros(max(1, size), dtype=torch.uint8, device=self.device)
         return self._zeros[name, size]
 
+    @property
+    def recorded(self) -> int:
+        """Calls that are replayed as CUDA graphs."""
+        return self._recorder.recorded
+
     def prepared(self, inputs: Sequence[Any]) -> Bound:
         """The calls for these inputs' sizes."""
         key = self._sizes.read(inputs)
@@ -126,6 +139,15 @@ class Plan:
             self._bound[key] = bound
         self._bound.move_to_end(key)
         return bound
+
+    def _full(self, inputs: Sequence[Any]) -> GpuOutOfMemory:
+        """What takes the memory: weights, the caches of this call, buffers."""
+        parts = self._store.parts() if self._store is not None else {}
+        named = zip(self.inputs, inputs, strict=False)
+        parts |= {f"cache {value.name}": state.bytes for value, state in named if isinstance(state, KVState)}
+        parts[f"buffers of @{self.name}"] = self.bytes
+        free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
+        return GpuOutOfMemory(free, parts)
 
     def _by_torch(self, inputs: Sequence[Any]) -> list[Any]:
         """States that were evicted or gathered hold tokens anywhere, which only torch's kernels follow."""

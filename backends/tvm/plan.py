@@ -16,6 +16,7 @@ import torch
 from irx.backends.regions import report
 from irx.backends.regions.buffers import plan_buffers
 from irx.backends.regions.constants import Constants
+from irx.backends.regions.slots import Slots
 from irx.backends.regions.states import States
 from irx.backends.regions.steps import Steps
 from irx.backends.torch.binding import SizeReader
@@ -36,9 +37,7 @@ BINDINGS_KEPT = 32
 class Plan:
     """One graph, ready to run. See `irx.runtime.kernel.GraphKernel`."""
 
-    def __init__(
-        self, graph: Graph, steps: Steps, objects: Mapping[str, bytes], slots: Sequence[tuple[int, int]] = ()
-    ) -> None:
+    def __init__(self, graph: Graph, steps: Steps, objects: Mapping[str, bytes], slots: Sequence[Slots] = ()) -> None:
         self.name = graph.name
         self.all_inputs: Sequence[Value] = tuple(graph.inputs)
         self.inputs: Sequence[Value] = self.all_inputs[: len(graph.inputs) - len(slots)]
@@ -126,4 +125,4 @@ class Plan:
             assert self._store is not None
             self._whole = TorchPlan(expanded(self.graph), torch.device("cpu"))
             self._whole.bind(self._store)
-        return self._whole(*inputs, *(inputs[position] for _, position in self._states.told))
+        return self._whole(*inputs, *(inputs[one.positions] for one in self._states.told))

@@ -103,6 +103,8 @@ def _random_integers(
     users = graph.users(value)
     if any(_is_position(value, node) for node in users):
         return np.broadcast_to(np.arange(shape[-1]), shape)
+    if any(node.op.name == "scatter_tokens" for node in users):  # no token is replaced twice
+        return np.broadcast_to(np.arange(shape[-1]), shape)
     if any(node.op.name == "merge_tokens" for node in users):  # odd tokens go into the even ones before them
         goes = any(node.op.name == "merge_tokens" and node.inputs[2] is value for node in users)
         return np.broadcast_to(2 * np.arange(shape[-1]) + goes, shape)

@@ -11,7 +11,21 @@ from irx.bench.lab import QUICK_ROUNDS, Lab
 from irx.bench.result import Result
 from irx.errors import UnknownOption
 
-FAMILIES = ("decode", "prefill", "attention", "minilm", "batch", "rate", "compile")
+FAMILIES = (
+    "decode",
+    "prefill",
+    "attention",
+    "minilm",
+    "batch",
+    "rate",
+    "compile",
+    "kv",
+    "tokens",
+    "lossy",
+    "orderings",
+)
+LONG = ("kv", "tokens", "lossy", "orderings")
+"""Families that take hours together: measured where they are named."""
 
 
 class Family(Protocol):
@@ -39,13 +53,13 @@ def run(
     quick: bool = False,
     tell: Callable[[str], object] = lambda line: None,
 ) -> list[Result]:
-    """The results of the named families, of all without names; `tell` hears what is being done.
+    """The results of the named families, without names of all but the long ones; `tell` hears what is being done.
 
     Raises UnknownOption for a family there is not, ModelNotFound without the model.
     """
     import torch
 
-    chosen = [family for name in names or FAMILIES for family in families(name)]
+    chosen = [family for name in names or _usual() for family in families(name)]
     lab = Lab(_path(model), target, threads, *((QUICK_ROUNDS, 0.05) if quick else (rounds, 0.2)), tell)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -53,6 +67,10 @@ def run(
         return [result for family in chosen for result in _measure(family, lab)]
     finally:
         torch.set_num_threads(before)
+
+
+def _usual() -> list[str]:
+    return [name for name in FAMILIES if name not in LONG]
 
 
 def families(name: str) -> list[Family]:

@@ -49,6 +49,22 @@ class Lab:
         model = str(self.path) if source == "file" else self.module(source)
         return self._keep(("irx", source, pipeline), lambda: irx.compile(model, target=self.target, pipeline=pipeline))
 
+    def irx_with(self, model: str, pipeline: str, **options: Any) -> Any:
+        """A model compiled with more options: `file`, or the name of a shipped shape with its random weights."""
+        import irx
+        from irx.bench.programs import shape
+
+        def make() -> Any:
+            found = str(self.path) if model == "file" else shape(model)
+            return irx.compile(found, target=self.target, pipeline=pipeline, **options)
+
+        return self._keep(("irx with", model, pipeline, repr(sorted(options))), make)
+
+    @property
+    def quick(self) -> bool:
+        """True for a run that only shows that everything works."""
+        return self.rounds <= QUICK_ROUNDS
+
     def irx_encoder(self, dtype: str, ids: torch.Tensor, mask: torch.Tensor) -> Any:
         """MiniLM compiled. Raises Absent."""
         import irx

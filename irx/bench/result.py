@@ -7,19 +7,21 @@ from typing import Any
 
 from irx.bench.timing import Spread, Timing
 
-LITTLE = ("s", "w")  # units of which little is wanted
+LITTLE = ("s", "w", "b", "nats")  # units of which little is wanted
+_FORMS = {"%": "{:.0f} %", "s": "{:.3g} s", "b": "{:.3f} of the bytes", "nats": "{:.3g} nats", "d": "{:+.3g}"}
 SLACK = 0.95  # how far below what is wanted the lower quartile may be
 
 
 @dataclass(frozen=True)
 class Result:
-    """A row: `figure` in `unit` (`x`: how many times faster, `%`: share of a limit, `s`: seconds, `w`:
-    times the bytes of the weights) against `wanted`.
+    """A row: `figure` in `unit` against `wanted`. Units are `x`: how many times faster, `%`: share of a limit, `s`:
+    seconds, `w`: times the bytes of the weights, `b`: part of the bytes without the pass, `nats`: a divergence, `d`: a
+    difference.
 
-    `verdict` is `holds`, `below`, `above` (of what should be little), `shown` (nothing was wanted), `absent` or `wrong`
-    (another result, or a crash), the last two without figures and with the reason in `note`. `floor` is the seconds
-    that moving the unavoidable bytes takes at the `bandwidth` of the run; `error` is the largest deviation from the
-    reference, in parts of its largest value.
+    `verdict` is `holds`, `below`, `above` (of what should be little), `shown` (nothing was wanted), of an ordering also
+    `reversed` or `undecided`, `absent` or `wrong` (another result, or a crash), the last two without figures and with
+    the reason in `note`. `floor` is the seconds that moving the unavoidable bytes takes at the `bandwidth` of the run;
+    `error` is the largest deviation from the reference, in parts of its largest value.
     """
 
     family: str
@@ -76,17 +78,28 @@ def verdict(figure: Spread, wanted: float | None) -> str:
     return "holds" if figure.median >= wanted and figure.low >= SLACK * wanted else "below"
 
 
+def single(found: Result, value: float, note: str = "") -> Result:
+    """A figure that is no time, and needs no spread."""
+    holds = found.wanted is None or (value <= found.wanted if found.unit in LITTLE else value >= found.wanted)
+    said = "shown" if found.wanted is None else "holds" if holds else "above" if found.unit in LITTLE else "below"
+    return found.measured(Spread(value, value, value), said, note=note)
+
+
 def _wanted(value: float | None, unit: str) -> str:
     return "" if value is None else f"{'<= ' if unit in LITTLE else ''}{_number(value, unit)}"
 
 
 def _spread(figure: Spread, unit: str) -> str:
+    if figure.low == figure.high:
+        return _number(figure.median, unit)
     low, high = _number(figure.low, unit), _number(figure.high, unit)
     return f"{_number(figure.median, unit)} ({low} to {high})"
 
 
 def _number(value: float, unit: str) -> str:
-    return f"{value * 100:.0f} %" if unit == "%" else f"{value:.3g} s" if unit == "s" else f"{value:.2f}x"
+    if unit in _FORMS:
+        return _FORMS[unit].format(value * 100 if unit == "%" else value)
+    return f"{value:.2f}x"
 
 
 def _milliseconds(timing: Timing | None) -> str:

@@ -5,20 +5,35 @@ brackets. A row holds when the median reaches what is wanted and the lower quart
 is what moving the bytes that a step cannot avoid to move takes, at the bandwidth of the same run. Results are compared
 before anything is timed. llama.cpp and OpenVINO are used when they are installed, and named when not.
 
-FAMILY is decode, prefill, attention, minilm, batch, rate or compile; without any, all of them, which takes long: most
-of the time goes to Inductor, which compiles every model.
+FAMILY is decode, prefill, attention, minilm, batch, rate or compile; without any, all of these, which takes long: most
+of the time goes to Inductor, which compiles every model. Where they are named, there are also kv (layouts of the cache:
+bytes, decode, quality), tokens (pruned prompts, shared attention, repair), lossy (searches under a budget) and
+orderings (which method does better than which, with intervals), which take an hour or more each.
+
+With --target cuda (or the name of this machine's GPU) it runs the tests that need a GPU, searches for schedules, and
+measures shapes of models with random weights against Inductor on the same GPU; families do not count then. It needs
+neither transformers nor gguf nor tvm.
 
 examples:
   irx bench
   irx bench decode rate --rounds 20
   irx bench attention --quick --json
+  irx bench --target cuda --output docs/gpu.md
+  irx bench kv tokens --quick
+  irx bench orderings
 """
 
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from irx.cli._output import add_json, print_json, print_rows, say
+from irx.cli._output import add_json, print_json, print_rows, say, write_text
+from irx.target import Device, Target
+
+if TYPE_CHECKING:
+    from irx.bench.result import Result
 
 COLUMNS = ("row", "pipeline", "wanted", "measured", "IRX", "against", "floor", "error", "verdict")
 
@@ -30,12 +45,16 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument("--target", default="cpu", help="what IRX compiles for (default cpu)")
     parser.add_argument("--threads", type=int, default=2, help="threads of every candidate (default 2)")
     parser.add_argument("--rounds", type=int, default=10, help="turns of every candidate (default 10)")
+    parser.add_argument("--output", help="of --target cuda: a file for the table, with device, versions and day")
     parser.add_argument("--quick", action="store_true", help="few and short turns: to see that it works")
     add_json(parser)
 
 
 def run(arguments: Namespace) -> None:
     """Run the bench."""
+    if (device := Target.parse(arguments.target).device).is_gpu:
+        _run_gpu(arguments, device)
+        return
     from irx.bench import bench
 
     results = bench.run(
@@ -50,6 +69,24 @@ def run(arguments: Namespace) -> None:
     if arguments.json:
         print_json([result.facts() for result in results])
         return
+    _print(results)
+
+
+def _run_gpu(arguments: Namespace, device: Device) -> None:
+    from irx.bench.gpu import run as gpu
+
+    results = list(gpu.run(device, rounds=arguments.rounds, quick=arguments.quick, tell=say))
+    facts = gpu.about(device)
+    if arguments.output:
+        write_text(arguments.output, gpu.table(results, facts))
+    if arguments.json:
+        print_json({"about": facts, "rows": [result.facts() for result in results]})
+        return
+    print(", ".join(f"{name} {value}" for name, value in facts.items() if value))
+    _print(results)
+
+
+def _print(results: Sequence[Result]) -> None:
     print_rows([result.cells() for result in results], COLUMNS, as_json=False)
     for rate in dict.fromkeys(f"{r.family}: the floor is at {r.bandwidth}" for r in results if r.bandwidth):
         print(rate)

@@ -1,6 +1,8 @@
 """Compile a model, print its ledger, and save it as an artifact that loads without the compiler.
 
 MODEL is a GGUF file, a Hugging Face folder, or a program in IRX's text form that has no weights: a text carries none.
+With --report nothing is kept: it shows what each kernel takes of the target, which need not be this machine. A text's
+weights are then random, and MODEL may also be a shape that the bench ships: smollm2-135m, llama-1b.
 
 With --data and --budget, passes that change numbers may run as well, as far as the budget says on the half of the data
 that nothing is fitted to. Where the pipeline names none, the fastest ones inside the budget are searched for. What was
@@ -15,6 +17,7 @@ examples:
   irx compile path/to/folder -o model.irx --target cpu --max-length 4096
   irx compile model.gguf -p "default | fold-constants" --strict
   irx compile model.gguf --json
+  irx compile llama-1b --target a100 --report
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from irx.cli._data import budget, texts
+from irx.cli._kernels import print_report
 from irx.cli._output import add_json, progress, say, searching, write_text
 from irx.errors import CannotWrite
 
@@ -53,11 +57,15 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the search (default 0)")
     parser.add_argument("--front", metavar="FILE", help="write the front of time against loss as SVG")
     parser.add_argument("--strict", action="store_true", help="a refused pass is an error")
+    parser.add_argument("--report", action="store_true", help="only show what every kernel takes of the device")
     add_json(parser, "print the ledger as JSON instead of a table")
 
 
 def run(arguments: Namespace) -> None:
     """Compile, print, save."""
+    if arguments.report:
+        print_report(arguments.model, arguments.target, arguments.pipeline, as_json=arguments.json)
+        return
     if arguments.output:
         _require_place(Path(arguments.output))
     fast = _compiled(arguments)

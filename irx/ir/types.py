@@ -170,6 +170,9 @@ class KVType:
     `kept` is the share of a sequence's tokens that is held, where some go and slots are no positions; 1 where the share
     is not known. None: a state holds all tokens, each in the slot of its position.
 
+    `window`: nothing reads tokens that are as far or further behind the newest, but for the first `sinks`, so a state
+    need not hold them. None: any token may be read.
+
     `prefix`: the first tokens may be those of another state, of one row, that all rows share; slots count from them on.
     """
 
@@ -184,6 +187,8 @@ class KVType:
     code: str | None = None
     kept: float | None = None
     prefix: bool = False
+    window: int | None = None
+    sinks: int = 0
 
     @property
     def storage(self) -> str:
@@ -209,6 +214,8 @@ class KVType:
         parts += [f"shared_with={self.shared_with}"] if self.shared_with is not None else []
         parts += [f"kept={self.kept}"] if self.kept is not None else []
         parts += ["prefix=shared"] if self.prefix else []
+        parts += [f"window={self.window}"] if self.window is not None else []
+        parts += [f"sinks={self.sinks}"] if self.sinks else []
         return f"kv<{', '.join(parts)}>"
 
 

@@ -131,7 +131,20 @@ def parse_type(text: str) -> Type:
     return TensorType(tuple(map(_extent, _split(rest[:-1]))), dtype)
 
 
-_KV_FIELDS = ("heads", "value_heads", "dim", "k_dim", "v_dim", "cap", "shared_with", "code", "kept", "prefix")
+_KV_FIELDS = (
+    "heads",
+    "value_heads",
+    "dim",
+    "k_dim",
+    "v_dim",
+    "cap",
+    "shared_with",
+    "code",
+    "kept",
+    "prefix",
+    "window",
+    "sinks",
+)
 
 
 def _kv_type(text: str) -> KVType:
@@ -156,8 +169,12 @@ def _kv_type(text: str) -> KVType:
     if prefix not in (None, "shared"):
         raise ValueError(f"the prefix of a KV type is shared, not {prefix!r}")
     other = fields.get("shared_with")
+    window = _count(fields, "window") if "window" in fields else None
+    sinks = _count(fields, "sinks") if "sinks" in fields else 0
+    if window == 0 or (sinks and window is None):
+        raise ValueError("a KV type has a window of 1 at least, and sinks beside it alone")
     sizes = (heads, value_heads, k_dim, v_dim)
-    return KVType(*sizes, dtype, layout, capacity, other, code, kept, prefix is not None)
+    return KVType(*sizes, dtype, layout, capacity, other, code, kept, prefix is not None, window, sinks)
 
 
 def _share(text: str) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import numpy as np
 
@@ -72,8 +73,12 @@ class KVArrays:
 
 
 def kv_length(kv: KVType) -> Dim:
-    """How many tokens to charge for: the capacity, or `T` where the runtime chooses it."""
-    return symbol("T") if kv.capacity is None else kv.capacity
+    """How many tokens to charge for: the capacity, or `T` where the runtime chooses it, of which some may be gone."""
+    length = symbol("T") if kv.capacity is None else kv.capacity
+    if kv.window is not None:
+        return minimum(length, kv.window + kv.sinks)
+    share = Fraction(kv.kept or 1).limit_denominator(1000)
+    return length if share == 1 else (length * share.numerator + (share.denominator - 1)) // share.denominator
 
 
 def kv_bytes(kv: KVType, batch: Dim) -> Dim:
@@ -148,9 +153,10 @@ class KvAttention(OpDef):
     """Attention of q [B, H, S, D] at positions pos i64[B, S] to the tokens of a cache: [B, H, S, Dv] in q's dtype.
 
     A query at position p sees the slots of positions j <= p (all of them unless `causal`), and with `window` w those
-    with p - j < w; rows at pos -1 are padding and give 0. `table` [H, L] adds table[h, clamp(p - j, 0, L - 1)] to the
-    logits; sinks [H], scale and softcap as in `attention`. `slots` i64[B, S] tells kernels in which slots the queries'
-    own tokens are, where all others are in order before them; it changes nothing.
+    with p - j < w or j < `first`; rows at pos -1 are padding and give 0. `table` [H, L] adds
+    table[h, clamp(p - j, 0, L - 1)] to the logits; sinks [H], scale and softcap as in `attention`. `slots` i64[B, S]
+    tells kernels in which slots the queries' own tokens are, where all others are in order before them; it changes
+    nothing.
     """
 
     name = "kv_attention"
@@ -168,6 +174,7 @@ class KvAttention(OpDef):
         window: int | None = None,
         softcap: float | None = None,
         causal: bool = True,
+        first: int = 0,
     ) -> TensorType:
         need_rank(q, 4, "q")
         need_float(q, "q")
@@ -196,6 +203,7 @@ class KvAttention(OpDef):
         window: int | None = None,
         softcap: float | None = None,
         causal: bool = True,
+        first: int = 0,
     ) -> Array:
         batch, heads, rows, _ = q.shape
         out = np.zeros((batch, heads, rows, kv.v.shape[3]))
@@ -208,6 +216,7 @@ class KvAttention(OpDef):
             g, value_head = h * kv.k.shape[1] // heads, h * kv.v.shape[1] // heads
             slots = kv.positions[b, g]
             seen = visible_keys(at, slots, causal, window)
+            seen |= visible_keys(at, np.where(slots < first, slots, -1), causal, None)
             bias = None if table is None else table[h][np.clip(at - slots[seen], 0, table.shape[1] - 1)]
             places = (b, g), (b, value_head)
             keys, values = (kv.k[b, g], kv.v[b, value_head]) if shown is None else shown.seen_at(at, *places)
@@ -229,6 +238,7 @@ class KvAttention(OpDef):
         window: int | None = None,
         softcap: float | None = None,
         causal: bool = True,
+        first: int = 0,
     ) -> Dim:
         keys = kv_length(kv) if window is None else minimum(kv_length(kv), window)
         return attention_flops(q.shape, keys, kv.v_dim)

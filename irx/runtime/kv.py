@@ -19,6 +19,7 @@ from irx.ir.codes import tailed
 from irx.ir.types import KVType
 from irx.runtime.kv_kept import Kept
 from irx.runtime.kv_planes import DensePlane, Plane, planes_of, rounded
+from irx.runtime.kv_ring import Ring
 from irx.runtime.kv_tailed import TailedKeys, TailedPlane, tailed_planes
 
 SMALLEST = 64  # slots of the first bucket
@@ -67,7 +68,7 @@ class KVState:
     They lie in planes (`irx.runtime.kv_planes`), by the layout of the site's KVType.
     """
 
-    __slots__ = ("kept", "keys", "lengths", "positions", "prefix", "step", "values")
+    __slots__ = ("kept", "keys", "lengths", "positions", "prefix", "ring", "step", "values")
 
     def __init__(
         self, k: Tensor | Plane, v: Tensor | Plane, lengths: tuple[int, ...], positions: Tensor | None = None
@@ -78,6 +79,7 @@ class KVState:
         self.positions = positions
         self.kept: Kept | None = None
         self.prefix: KVState | None = None
+        self.ring: Ring | None = None
         self.step: Step | None = None
 
     @property
@@ -165,7 +167,8 @@ class KVState:
         """An independent copy."""
         positions = None if self.positions is None else self.positions.clone()
         copy = KVState(self.keys.clone(), self.values.clone(), self.lengths, positions)
-        copy.kept, copy.prefix = self.kept, self.prefix
+        copy.kept, copy.prefix, copy.ring = self.kept, self.prefix, self.ring
+        copy.step = self.step
         return copy
 
     def truncate(self, lengths: tuple[int, ...]) -> None:
@@ -188,12 +191,14 @@ class KVState:
         for plane in (self.keys, self.values):
             if isinstance(plane, TailedPlane):
                 plane.recent = []
+        if self.ring is not None:
+            self.ring.close(self)
 
     def check_length(self, lengths: tuple[int, ...]) -> None:
         """Raises TokensEvicted where rows of so many tokens would need others than those kept; SharedPrefix."""
         if self.prefix is not None and min(lengths) < self.prefix.lengths[0]:
             raise SharedPrefix(min(lengths), self.prefix.lengths[0])
-        floor = (0,) * len(lengths) if self.kept is None or not any(lengths) else self.kept.floor
+        floor = (0,) * len(lengths) if self.kept is None or not any(lengths) else self.kept.least(self.lengths)
         for wanted, least in zip(lengths, floor, strict=True):
             if wanted < least:
                 raise TokensEvicted(wanted, least)
@@ -207,7 +212,9 @@ def empty_state(kv: KVType, batch: int, device: torch.device, capacity: int = 0)
     """A state without tokens, in the type's layout."""
     code = tailed(kv.code)
     if code is None:
-        return KVState(*planes_of(kv, batch, device, capacity), (0,) * batch)
+        state = KVState(*planes_of(kv, batch, device, capacity), (0,) * batch)
+        state.ring = None if kv.window is None else Ring.of(kv.window, kv.sinks, batch, kv.heads, device)
+        return state
     slots = rounded(capacity, TailedKeys.stored_as)
     return KVState(*tailed_planes(kv, code, batch, device, slots), (0,) * batch)
 

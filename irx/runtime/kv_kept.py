@@ -10,9 +10,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from irx.runtime.kv import KVState, Step
+
+_UNLIMITED = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,26 @@ class Kept:
         """Bytes allocated."""
         return self.positions.numel() * self.positions.element_size()
 
+    @property
+    def alike(self) -> object:
+        """Equal for states whose tokens are in the same slots."""
+        return self.shift
+
+    def follows(self, step: Step | None, lengths: tuple[int, ...]) -> bool:
+        """True where the tokens of a step come after all that were chosen, of rows of `lengths` before it."""
+        if step is None:
+            return False
+        first = step.start if step.uniform else max(lengths)
+        return first - max(self.shift) >= max(self.counts)
+
+    def reserve(self, state: KVState, needed: int) -> None:
+        """Room for rows of `needed` tokens."""
+        state.reserve(needed - min(self.shift), _UNLIMITED)
+
+    def least(self, lengths: tuple[int, ...]) -> tuple[int, ...]:
+        """To how many tokens rows of `lengths` can be truncated."""
+        return self.floor
+
     def used(self, lengths: tuple[int, ...]) -> tuple[int, ...]:
         """Slots in use of rows of so many tokens."""
         return tuple(length - gone for length, gone in zip(lengths, self.shift, strict=True))
@@ -57,6 +83,10 @@ class Kept:
         if self.common is not None and pos.shape[1] == 1:
             return pos - self.common
         return torch.where(pos < 0, -1, pos - torch.tensor(self.shift, device=pos.device)[:, None])
+
+    def seen_of(self, pos: Tensor) -> Tensor:
+        """The last slot that such tokens see: their own."""
+        return self.slots_of(pos)
 
     def slot_positions(self, capacity: int, lengths: tuple[int, ...]) -> Tensor:
         """The position of the token in each slot, i64[B, G, capacity], -1 where there is none."""

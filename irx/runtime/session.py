@@ -172,8 +172,11 @@ class Session:
         """Tell all states where the tokens of this step go, and make room."""
         start = self._lengths[0] if placed.uniform is None else placed.uniform
         step = Step(start, after, placed.uniform is not None)
+        single = placed.positions.shape[1] == 1 and placed.counts == (1,) * self.batch
         for state in self._states.values():
             state.step = step
+            if state.ring is not None:
+                state.ring.prepare(state, single)
         if step.needed > self._slots:
             self._reserve(step)
         step.room = self._slots

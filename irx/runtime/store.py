@@ -91,8 +91,14 @@ class WeightStore:
         }
         return sum(storages.values())
 
+    def parts(self) -> dict[str, int]:
+        """Bytes of every weight that is kept, by name, and of all that was derived from them."""
+        named = {name: sum(tensor.nbytes for tensor in _tensors([kept])) for name, kept in self._weights.items()}
+        return named | {"packed weights": sum(tensor.nbytes for tensor in _tensors([*self._derived.values()]))}
+
     def _placed(self, name: str) -> Stored:
-        found = self._load(name)
+        again = self._recover.get(name) if self._load is _detached else None
+        found = self._load(name) if again is None else again()
         if isinstance(found, Packed):
             return Packed(found.raw.to(self.device), found.form)
         return found.to(self.device)

@@ -42,3 +42,18 @@ def retype(program: Program, name: str, change: Callable[[KVType], KVType]) -> N
             for value in versions(graph, state):
                 assert isinstance(value.type, KVType), "a state stays a state"
                 value.type = change(value.type)
+
+
+def counterparts(cached: Graph, readers: list[Node], plain: Graph) -> list[Node] | None:
+    """The attention of a graph without a cache that is that of `readers`; None where it cannot be told.
+
+    Sites are the same by their place in the model, and by their order among those of one place.
+    """
+    found = []
+    for node in readers:
+        there = [n for n in cached.nodes if n.op.name == "kv_attention" and n.loc.module == node.loc.module]
+        here = [n for n in plain.nodes if n.op.name == "attention" and n.loc.module == node.loc.module]
+        if len(there) != len(here):
+            return None
+        found.append(here[there.index(node)])
+    return found

@@ -40,6 +40,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
         "scorer=window, capacity=6, sinks=1, window=2",
         "scorer=norm, keep=0.5, sinks=1, window=2",
     ),
+    "kv-ring": ("window=4, sinks=1", "window=5, sinks=0"),
     "kv-quantize": ("bits=8", "bits=4", "scheme=kivi, bits=2, group=8, tail=8"),
     "lowrank-weights": ("rank=8",),
     "merge-tokens": ("per_layer=2", "per_layer=1, alpha=0.0"),

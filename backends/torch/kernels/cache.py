@@ -10,6 +10,7 @@ from irx.backends.torch.attend import attend, causal_mask, visible, weigh
 from irx.backends.torch.kernels.attention import merge_attention
 from irx.runtime.kv import KVState, Step, bucket, step_of
 from irx.runtime.kv_kept import Kept
+from irx.runtime.kv_ring import Ring
 from irx.runtime.kv_tailed import TailedPlane
 
 _UNLIMITED = 1 << 40
@@ -64,6 +65,8 @@ def _append_kept(kv: KVState, k: Tensor, v: Tensor, pos: Tensor) -> KVState:
     """Behind the tokens that a state still has, or anywhere where they are not all newer than those."""
     kept, step = kv.kept, kv.step
     assert kept is not None, "the state knows which tokens it has"
+    if isinstance(kept, Ring):
+        return _append_turning(kv, kept, k, v, pos)
     if step is not None and step.uniform and kept.common is not None and pos.shape[1] == step.end - step.start:
         first = step.start - kept.common
         if first >= max(kept.counts):
@@ -72,15 +75,32 @@ def _append_kept(kv: KVState, k: Tensor, v: Tensor, pos: Tensor) -> KVState:
             kv.values.write(first, v)
             kv.lengths = step.lengths
             return kv
-    lengths = torch.tensor(kv.lengths, device=pos.device)[:, None]
-    if not bool(((pos >= lengths) | (pos < 0)).all()):
+    before = _before(kv, pos)
+    if any(used < count for used, count in zip(kept.used(before), kept.counts, strict=True)):
         return _append_anywhere(kv, k, v, pos)
-    return _append_behind(kv, kept, k, v, pos)
+    return _append_behind(kv, kept, before, k, v, pos)
 
 
-def _append_behind(kv: KVState, kept: Kept, k: Tensor, v: Tensor, pos: Tensor) -> KVState:
+def _before(kv: KVState, pos: Tensor) -> tuple[int, ...]:
+    """How long the rows were before tokens at `pos` came: who makes room may have noted the new lengths already."""
+    starts = pos.masked_fill(pos < 0, torch.iinfo(torch.int64).max).amin(1).tolist()
+    return tuple(min(pair) for pair in zip(kv.lengths, starts, strict=True))
+
+
+def _append_turning(kv: KVState, ring: Ring, k: Tensor, v: Tensor, pos: Tensor) -> KVState:
+    """A token of each row in the slot of its position, where its oldest one was."""
+    kv.lengths = tuple(n + 1 for n in kv.lengths) if kv.step is None else kv.step.lengths
+    ring.reserve(kv, max(kv.lengths))
+    rows = torch.arange(len(pos), device=pos.device)[:, None]
+    slots = ring.slots_of(pos)
+    kv.keys.scatter(rows, slots, k)
+    kv.values.scatter(rows, slots, v)
+    return kv
+
+
+def _append_behind(kv: KVState, kept: Kept, before: tuple[int, ...], k: Tensor, v: Tensor, pos: Tensor) -> KVState:
     """Tokens newer than all held, perhaps not all that there were. Padding goes behind the last slot in use."""
-    used = kept.used(kv.lengths)
+    used = kept.used(before)
     counts = (pos >= 0).sum(1).tolist()
     after = tuple(n + count for n, count in zip(used, counts, strict=True))
     kv.reserve(max(after) + 1, _UNLIMITED)
@@ -91,8 +111,8 @@ def _append_behind(kv: KVState, kept: Kept, k: Tensor, v: Tensor, pos: Tensor) -
     kv.values.scatter(rows, slots, v)
     lengths = tuple(max(n, int(row.max()) + 1) for n, row in zip(kv.lengths, pos, strict=True))
     lengths = kv.step.lengths if kv.step is not None else lengths
-    if any(new - old != count for new, old, count in zip(lengths, kv.lengths, counts, strict=True)):
-        held = kept.slot_positions(max(after) + 1, kv.lengths)
+    if any(new - old != count for new, old, count in zip(lengths, before, counts, strict=True)):
+        held = kept.slot_positions(max(after) + 1, before)
         held.transpose(1, 2)[rows, slots] = pos[..., None].expand(-1, -1, held.shape[1])
         kv.kept = Kept(held[:, :, : max(after)].int(), after, lengths, kept.floor)
     kv.lengths = lengths
@@ -112,7 +132,7 @@ def _slots(positions: Tensor, wanted: Tensor) -> Tensor:
 def kv_attention(
     q: Tensor, kv: KVState, pos: Tensor, table: Tensor | None = None, sinks: Tensor | None = None,
     slots: Tensor | None = None, *, scale: float, window: int | None = None, softcap: float | None = None,
-    causal: bool = True,
+    causal: bool = True, first: int = 0,
 ) -> Tensor:  # fmt: skip
     if isinstance(kv.keys, TailedPlane):
         places = torch.arange(max(kv.lengths), device=q.device)[None, None]
@@ -125,11 +145,12 @@ def kv_attention(
         end = max(kv.kept.used(kv.lengths))
         keys, values = kv.keys.read(0, end), kv.values.read(0, end)
         return attend(q, keys.to(q.dtype), values.to(q.dtype), sinks=sinks, scale=scale, softcap=softcap)
-    if kv.kept is not None or step is None or not step.uniform or kv.positions is not None or not causal:
-        return _attend_by_position(q, kv, pos, table, sinks, scale, window, softcap, causal)
+    dense = kv.kept is None and kv.positions is None and causal and not (first and window is not None)
+    if step is None or not step.uniform or not dense:
+        return _attend_by_position(q, kv, pos, table, sinks, scale, window, softcap, causal, first)
     if table is None and q.shape[2] == 1:  # the newest token sees all there is
-        first = 0 if window is None else max(0, step.end - window)
-        keys, values = kv.keys.read(first, step.end), kv.values.read(first, step.end)
+        start = 0 if window is None else max(0, step.end - window)
+        keys, values = kv.keys.read(start, step.end), kv.values.read(start, step.end)
         return attend(q, keys.to(q.dtype), values.to(q.dtype), sinks=sinks, scale=scale, softcap=softcap)
     keys, values = kv.keys.read(0, step.end).to(q.dtype), kv.values.read(0, step.end).to(q.dtype)
     if table is None and step.start == 0 and (window is None or window >= step.end):
@@ -165,23 +186,26 @@ def _sees_all_kept(q: Tensor, kv: KVState, table: Tensor | None, window: int | N
     """True for the newest token of rows that are equally long, which sees all that is left."""
     step, kept = kv.step, kv.kept
     alike = step is not None and step.uniform and kept is not None and kept.common is not None
-    return alike and q.shape[2] == 1 and table is None and window is None
+    return alike and q.shape[2] == 1 and table is None and (window is None or isinstance(kept, Ring))
 
 
 def _attend_by_position(
     q: Tensor, kv: KVState, pos: Tensor, table: Tensor | None, sinks: Tensor | None, scale: float, window: int | None,
-    softcap: float | None, causal: bool,
+    softcap: float | None, causal: bool, first: int = 0,
 ) -> Tensor:  # fmt: skip
     """Rows of unequal length, padding, or slots that hold any positions: what is seen is compared token by token."""
     slots = _held(kv)
     end = slots.shape[2]
-    key = (window, causal)
+    key = (window, causal, first)
     # Sites of one call share their mask where the state is dense, because then their slots are the same.
     masks = kv.step.masks if kv.step is not None and kv.positions is None and kv.kept is None else {}
     mask = masks.get(key)
     if mask is None:
         queries = pos[:, None, :, None]
-        mask = visible(queries, slots[:, :, None], causal, window) & (slots >= 0)[:, :, None] & (queries >= 0)
+        seen = visible(queries, slots[:, :, None], causal, window)
+        if first and window is not None:
+            seen = seen | (visible(queries, slots[:, :, None], causal, None) & (slots < first)[:, :, None])
+        mask = seen & (slots >= 0)[:, :, None] & (queries >= 0)
         mask = masks[key] = _per_head(mask, q.shape[1])
     bias = None if table is None else _bias(table, pos, slots)
     keys, values = kv.keys.read(0, end).to(q.dtype), kv.values.read(0, end).to(q.dtype)
@@ -193,7 +217,8 @@ def _held(kv: KVState) -> Tensor:
     if kv.positions is not None:
         return kv.positions
     if kv.kept is not None:
-        return kv.slot_positions()[..., : max(kv.kept.used(kv.lengths))]
+        heads = slice(None) if kv.ring is None else slice(1)  # of which all hold the same
+        return kv.slot_positions()[:, heads, : max(kv.kept.used(kv.lengths))]
     shared = kv.step.masks if kv.step is not None else {}
     slots = shared.get("slots")
     if slots is None:

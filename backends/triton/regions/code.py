@@ -16,7 +16,7 @@ from irx.backends.regions.groups import Buffer
 from irx.backends.regions.lowered import Binding, Refusal
 from irx.backends.triton.elementwise import emit, supports
 from irx.backends.triton.kernel import Parameter, Pointer, Size
-from irx.backends.triton.regions.places import Index, Place, Places
+from irx.backends.triton.regions.places import ZERO, Index, Place, Places
 from irx.backends.triton.regions.tables import Table, read
 from irx.backends.triton.writer import Writer
 from irx.ir.dims import Dim
@@ -67,6 +67,7 @@ class Code:
         self.places = Places(self.size)
         self.scopes = [Scope()]
         self.count = 0
+        self.folding = 0  # reductions that are being written
         self._sizes: dict[Dim, str] = {}
 
     # --- elements ---------------------------------------------------------------------------------------------------
@@ -174,6 +175,9 @@ class Code:
 
     def blocks(self, extent: Dim, body: Callable[[Index], None], most: int = LARGEST_BLOCK) -> None:
         """`body(index)` for all of 0 to before `extent`, in blocks: in one without a loop where it is short."""
+        if extent == 1:
+            body(ZERO)
+            return
         if isinstance(extent, int) and power_of_two(extent) <= most:
             body(self.row(extent))
             return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from irx.backends.regions.lowered import Refusal
 from irx.backends.triton.elementwise import INTEGER, converted, kind, number
 from irx.backends.triton.regions.code import Code, op
@@ -234,3 +236,17 @@ def _scatter_slice(code: Code, node: Node, value: Value, place: Place) -> str:
     target = code.places.broadcast(with_axis(code, place, shape, axis, inner), source.shape)
     text = converted(code.at(source, target), kind(source.dtype), kind(value.dtype))
     return code.let(f"tl.where({mask}, {text}, {code.at(x, place)})")
+
+
+@op("relative_bias")
+def _relative_bias(code: Code, node: Node, value: Value, place: Place) -> str:
+    """The table's entry for how far a key lies behind its query."""
+    positions, table = tensor(node), tensor(node, 1)
+    batch, head, row, key = code.places.axes(place)
+    query = code.at(positions, Place(positions.shape, axes=(batch, row)))
+    last = code.size(table.shape[1] - 1)
+    distance = code.let(f"{query} - {key.grouped}", "far")
+    above = code.let(f"tl.where({distance} < 0, 0, {distance})", "far")
+    found = Index(code.let(f"tl.where({above} > {last}, {last}, {above})", "far"), place.level, place.block)
+    masks = frozenset[str]().union(*(part.masks for part in place.parts))
+    return code.at(table, Place(table.shape, axes=(head, replace(found, masks=masks))))

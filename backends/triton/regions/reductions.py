@@ -59,7 +59,7 @@ def _check_once(code: Code, node: Node, value: Value, place: Place, last: bool) 
     """Raises Materialize where the same reduction would run again and again, Single where a row could be read."""
     if not place.block and place.level == 0:
         return
-    if value not in code.alone or place.level > 0:
+    if value not in code.alone or code.folding:
         raise Materialize(node)
     if last:
         raise Single
@@ -84,11 +84,13 @@ class _Folding:
     def run(self) -> str:
         """The name of the result."""
         rank = len(self.x.shape)
+        self.code.folding += 1
         if self.reduced == [rank - 1]:
             row = self.code.places.linear(self.place)
             self._last(lambda index: Place(self.x.shape, split=(row, index)))
         else:
             self._along(self.reduced, self._base())
+        self.code.folding -= 1
         return self._result()
 
     def _empty(self, block: bool) -> str:

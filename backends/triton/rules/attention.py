@@ -117,7 +117,8 @@ class _Lowering:
         if attend.k.dtype != attend.v.dtype or attend.k.count != attend.v.count:
             raise Refusal("keys and values of different dtypes or numbers of heads")
         _check(attend, attend.k.count, attend.v.size)
-        view, before = attend.k.view, ()
+        view = attend.k.view
+        before: tuple[Call, ...] = ()
         if attend.k.rotation is not None or attend.k.norm is not None:
             shape = (*view.shape[:3], attend.k.size)
             buffer = self._temporary("keys", attend.k)
@@ -157,8 +158,8 @@ def _check_state(kv: KVType) -> None:
 
     if kv.layout not in LAYOUTS:
         raise Refusal(f"a cache in the layout {kv.layout}")
-    if kv.kept is not None:
-        raise Refusal("a cache that holds some of the tokens")
+    if kv.prefix:
+        raise Refusal("a cache behind a prefix that rows share")
     if kv.prefix:
         raise Refusal("a cache whose rows share a prefix")
     if kv.code not in (None, *CODES) or kv.code is None and kv.dtype not in ("f32", "f16", "bf16", "i8"):

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from irx.backends.regions.attention_region import Result
-from irx.backends.regions.lowered import Call, Data
-from irx.backends.regions.views import View
+from irx.backends.regions.attention_region import Heads, Result
+from irx.backends.regions.lowered import Call, Data, Temporary
+from irx.backends.regions.views import View, row_major
 from irx.backends.triton.templates.attention_arguments import Arguments, Launch
 from irx.backends.triton.templates.attention_logits import Form, Queries, emit_result, emit_start, emit_tile
 from irx.backends.triton.templates.attention_storage import Slots, width_of
@@ -33,11 +33,15 @@ KNOBS: Mapping[str, tuple[Choice, ...]] = {
 
 @dataclass(frozen=True)
 class Flash:
-    """An attention in blocks of `queries` rows. `keys` are the tokens of a plain attention, None over a state."""
+    """An attention in blocks of `queries` rows. `keys` are the tokens of a plain attention, None over a state.
+
+    Where `prepared`, the queries are there, normalised and rotated: [B, H, S, D].
+    """
 
     form: Form
     result: Result
     keys: Dim | None
+    prepared: Temporary | None
     queries: int
     tokens: int
     warps: int
@@ -125,10 +129,13 @@ class _Flash:
         w(f"closed = tl.maximum({shared} // {f.tokens} * {f.tokens}, open)")
 
     def _queries(self) -> Queries:
-        w, keys = self.w, self.form.keys
-        head = emit_heads(
-            w, self.arguments, self.attend.q, Place(self.flash.queries, "b", "h", "s", "mask"), keys.width
-        )
+        w, keys, heads, prepared = self.w, self.form.keys, self.attend.q, self.flash.prepared
+        place, source = Place(self.flash.queries, "b", "h", "s", "mask"), ""
+        if prepared is not None:
+            shape = (*heads.view.shape[:3], heads.size)
+            source = self.arguments.pointer("prepared", heads.dtype, prepared)
+            heads = Heads(View(heads.view.base, shape, row_major(shape)))
+        head = emit_heads(w, self.arguments, heads, place, keys.width, source)
         q = w.let(f"{head}.to({ELEMENTS[self.form.dtype]})", "q")
         q_sum = ""
         if isinstance(keys, Slots) and keys.storage.zeros:
@@ -158,8 +165,8 @@ def defaults(key_channels: int, value_channels: int, item: int, coded: bool) -> 
     """The schedule without measurements: blocks whose tiles fit the shared memory and the registers."""
     wide = max(width_of(key_channels), width_of(value_channels))
     if item == 4:
-        return {"queries": 64 if wide <= 64 else 32, "tokens": 32 if wide <= 128 else 16, "warps": 4, "stages": 1}
-    queries = 128 if wide <= 64 else 64 if wide <= 128 else 32
-    tokens = 64 if wide <= 128 else 32
-    warps = 8 if wide > 128 or queries * wide >= 128 * 128 else 4
-    return {"queries": queries, "tokens": tokens, "warps": warps, "stages": 1 if coded else 2}
+        tile = {"queries": 64 if wide <= 64 else 32, "tokens": 32 if wide <= 64 else 16}
+        return {**tile, "warps": 4 if wide <= 128 else 8, "stages": 1}
+    queries = 128 if wide <= 128 else 64 if wide <= 256 else 32
+    tokens = (64 if wide <= 128 else 32) // (2 if coded and wide > 64 else 1)
+    return {"queries": queries, "tokens": tokens, "warps": 8, "stages": 2 if wide <= 256 else 1}

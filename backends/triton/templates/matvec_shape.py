@@ -75,7 +75,9 @@ def defaults(problem: Problem, most: int) -> dict[str, Choice]:
     """The schedule without measurements: enough programs to fill the device, enough bytes in flight in each."""
     span = min(power_of_two(problem.chunks), LONGEST)
     columns = _columns(problem, most, problem.device)
-    warps = min(MOST_WARPS, max(1, columns * span // (WARP * IN_FLIGHT)))
+    sums = most * len(problem.layouts)
+    chunks = max(1, IN_FLIGHT * _lightness(problem) // max(sums, _lightness(problem)))
+    warps = min(MOST_WARPS, max(1, columns * span // (WARP * chunks)))
     return {"columns": columns, "span": span, "split": 1, "warps": warps, "stages": 1}
 
 

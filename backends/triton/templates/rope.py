@@ -30,11 +30,14 @@ class Place:
     mask: str
 
 
-def emit_heads(w: Writer, arguments: Arguments, heads: Heads, place: Place, width: int) -> str:
-    """The name of a float32 tile [M, width] of heads, zero behind their channels and where there is no head."""
+def emit_heads(w: Writer, arguments: Arguments, heads: Heads, place: Place, width: int, source: str = "") -> str:
+    """The name of a float32 tile [M, width] of heads, zero behind their channels and where there is no head.
+
+    They are in the buffer of their view's base, or in that of the parameter `source`.
+    """
     d = w.let(f"tl.arange(0, {width})[None, :]", "d")
     inside = place.mask if width == heads.size else f"({place.mask}) & ({d} < {heads.size})"
-    source = arguments.tensor(heads.view.base)
+    source = source or arguments.tensor(heads.view.base)
     index = arguments.index(heads.view, (place.b, place.h, place.s))
     first = w.let(f"{index} + tl.zeros(({place.rows}, 1), tl.int32)", "first")
     value = w.let(f"tl.load({source} + {first} + {d}, mask={inside}, other=0.0).to(tl.float32)", "head")

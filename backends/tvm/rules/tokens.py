@@ -9,9 +9,11 @@ from irx.backends.tvm.lanes import COMPUTED
 from irx.backends.tvm.templates.attention_lse import lse_call, stats_call
 from irx.backends.tvm.templates.match_tokens import match_calls
 from irx.backends.tvm.templates.merge_tokens import merge_call
+from irx.backends.tvm.templates.select_tokens import pool_calls, scatter_calls, topk_calls
 from irx.ir.dims import Dim
 from irx.ir.graph import Graph, Node
 
+HEADED = 4  # axes of keys, of which tokens are the third
 FEW = 16
 """Shorter sequences are a case of their own, so that checks also meet some that are long enough to merge tokens of."""
 
@@ -20,6 +22,9 @@ TEMPLATES: dict[str, Callable[[Node], tuple[Call, ...]]] = {
     "attention_stats": lambda node: (stats_call(node),),
     "match_tokens": match_calls,
     "merge_tokens": lambda node: (merge_call(node),),
+    "pool_scores": pool_calls,
+    "topk_tokens": topk_calls,
+    "scatter_tokens": scatter_calls,
 }
 
 
@@ -43,4 +48,4 @@ def _tokens(node: Node) -> Dim:
     """How many tokens are chosen from."""
     value = node.operand("k") if node.op.name.startswith("attention") else node.inputs[0]
     assert value is not None
-    return value.shape[1] if node.op.name == "merge_tokens" else value.shape[2]
+    return value.shape[2 if len(value.shape) == HEADED else 1]

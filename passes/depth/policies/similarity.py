@@ -9,7 +9,8 @@ measured again after each unit that goes, as the streams behind it are others th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from irx.ir.opdef import Array
 from irx.ir.program import Program
 from irx.passes.depth.removal import Removal, leaving, obstacle
 
+Key = TypeVar("Key")
 Score = Callable[[Collection[int]], dict[int, float]]
 """Importances of the candidates that are left once some are gone."""
 
@@ -40,8 +42,12 @@ def importances(
     program: Program, calibration: Calibration, kinds: frozenset[Kind], gone: Collection[int]
 ) -> dict[int, float]:
     """I of every block's units of `kinds`, by the number of the block, once those of the blocks `gone` are left out."""
-    changed, cosines = _with_cosines(program, kinds, gone)
-    mask = _mask(program)
+    return _mean(*_with_cosines(program, kinds, gone), calibration)
+
+
+def _mean(changed: Program, cosines: Mapping[Key, Value], calibration: Calibration) -> dict[Key, float]:
+    """1 - the mean of every cosine over the tokens of the data."""
+    mask = _mask(changed)
     sums, counts = dict.fromkeys(cosines, 0.0), dict.fromkeys(cosines, 0.0)
     values = calibration.values(changed, list(cosines.values()))
     for batch, arrays in zip(calibration.batches, values):
@@ -55,16 +61,21 @@ def importances(
 def least_important(program: Program, calibration: Calibration) -> dict[str, list[int]]:
     """Numbers of blocks by the importance of all of them (`block`), and of their `attn` and `mlp` units, least first.
 
-    The first and the last block of a stream, and what cannot go, are left out.
+    The first and the last block of a stream, and what cannot go, are left out. The data are looked at once.
     """
     rows, _ = corresponding(program)
     inner = [i for i in range(1, len(rows) - 1) if rows[i - 1].keys() == rows[i].keys() == rows[i + 1].keys()]
-    found: dict[str, list[int]] = {}
+    graph = program.graphs[FORWARD].clone()
+    blocks, removal, builder = find_blocks(graph).blocks, Removal(graph), Builder(graph)
+    cosines: dict[tuple[str, int], Value] = {}
     for name, kinds in UNITS.items():
-        free = [i for i in inner if all(obstacle(leaving(block, kinds)) is None for block in rows[i].values())]
-        scores = importances(program, calibration, kinds, ()) if free else {}
-        found[name] = sorted((i for i in free if i in scores), key=lambda index: (scores[index], index))
-    return found
+        for i in inner:
+            units = leaving(blocks[i], kinds)
+            if units and all(obstacle(leaving(block, kinds)) is None for block in rows[i].values()):
+                cosines[name, i] = removal.cosine(builder, units, blocks[i])
+    changed = Program(program.name, {FORWARD: graph}, program.weights, dict(program.sizes), meta=program.meta)
+    scores = _mean(changed, cosines, calibration) if cosines else {}
+    return {name: [i for _, i in sorted((scores[key], key[1]) for key in scores if key[0] == name)] for name in UNITS}
 
 
 UNITS: dict[str, frozenset[Kind]] = {
@@ -83,7 +94,7 @@ def _with_cosines(program: Program, kinds: frozenset[Kind], gone: Collection[int
         removal.leave_out(leaving(blocks[index], kinds), blocks[index])
     units = {index: leaving(block, kinds) for index, block in enumerate(blocks) if index not in gone}
     cosines = {index: removal.cosine(builder, found, blocks[index]) for index, found in units.items() if found}
-    return Program(program.name, {FORWARD: graph}, program.weights, dict(program.sizes)), cosines
+    return Program(program.name, {FORWARD: graph}, program.weights, dict(program.sizes), meta=program.meta), cosines
 
 
 def _mask(program: Program) -> str | None:

@@ -9,19 +9,28 @@ import numpy as np
 import torch
 
 from irx.analysis.reference import evaluate
+from irx.backends.regions.lowered import Choices
 from irx.backends.triton.rules.attention import rule
 from irx.ir.graph import Graph
 from irx.ir.types import KVType, numpy_dtype
 from irx.ir.weights import Weights
 from irx.ops.cache import KVArrays
 from irx.runtime.kv import KVState, empty_state
-from tests.backends.triton.lowered_run import choices, run_lowered
+from irx.target import find_device
+from tests.backends.triton.lowered_run import run_lowered
 from tests.backends.tvm.attention_bodies import as_numbers, check_state, make_room, random_arrays
+
+SMALL = {"attention_decode": {"tokens": 16, "split": 4}, "attention_flash": {"queries": 16, "tokens": 16}}
+
+
+def small_choices() -> Choices:
+    """Small tiles: what takes several of them does so for few tokens."""
+    return Choices(find_device("a100"), lambda template, _, defaults: {**defaults, **SMALL.get(template, {})})
 
 
 def run_chunks(body: Graph, chunks: Sequence[Any], *, seed: int = 0) -> list[tuple[Any, Any]]:
     """(result, expected) of every chunk of positions [B, S], on one state; expected from the oracle in float64."""
-    lowered = rule(body, choices())
+    lowered = rule(body, small_choices())
     assert lowered is not None
     (kv,) = (v.type for v in body.inputs if isinstance(v.type, KVType))
     batch = len(chunks[0])
@@ -48,7 +57,7 @@ def parts(state: KVState) -> dict[str, Any]:
 
 def run_plain(body: Graph, sizes: dict[str, int], given: dict[str, Any]) -> tuple[Any, Any]:
     """(result, expected) of a body without states; masks are random."""
-    lowered = rule(body, choices())
+    lowered = rule(body, small_choices())
     assert lowered is not None
     arrays = random_arrays(body, sizes) | given
     for value in body.inputs:

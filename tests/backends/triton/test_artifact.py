@@ -20,7 +20,7 @@ from irx.backends.triton import backend as backend_module
 from irx.backends.triton import executors as executors_module
 from irx.backends.triton.backend import BACKEND
 from irx.backends.triton.driver import Driver
-from irx.errors import DamagedArtifact, NoGpu, OtherArchitecture
+from irx.errors import DamagedArtifact, GpuOutOfMemory, NoGpu, OtherArchitecture
 from irx.ir.program import Program
 from irx.target import find_device
 from tests.backends.triton.stub_driver import StubCuda
@@ -136,3 +136,25 @@ def test_compiled_and_saved_without_a_gpu(tmp_path: Path) -> None:
     assert list((tmp_path / "model" / "kernels" / "forward").glob("*.cubin"))
     with pytest.raises(NoGpu, match="compiled for h200"):
         irx.load(tmp_path / "model")
+
+
+def test_a_full_memory_names_the_largest_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = irx.compile(program(), target="triton:cpu")
+    kernel: Any = fast.graphs["forward"]
+
+    def full(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(kernel._recorder, "run", full)
+    with pytest.raises(GpuOutOfMemory, match="buffers of @forward") as caught:
+        fast(torch.zeros(1, 32, dtype=torch.bfloat16))
+    assert caught.value.parts["buffers of @forward"] == kernel.bytes
+    assert {"w", "packed weights"} & caught.value.parts.keys()
+
+
+def test_only_the_largest_parts_are_told() -> None:
+    error = GpuOutOfMemory(3 * 10**8, {f"part {number}": number * 10**9 for number in range(1, 9)})
+    assert str(error).startswith(
+        "the GPU's memory is full: 0.3 GB are free, the model holds 36 GB; largest: part 8 8 GB"
+    )
+    assert "part 4 4 GB" in str(error) and "part 3" not in str(error)

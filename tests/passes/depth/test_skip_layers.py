@@ -190,6 +190,16 @@ def test_importance_is_one_minus_the_mean_cosine_of_the_streams(program: Program
     assert found[0] == pytest.approx(1 - total / count, rel=1e-6) and len(found) == LAYERS
 
 
+def test_one_look_at_the_data_ranks_blocks_and_both_parts(program: Program) -> None:
+    from irx.passes.depth.policies.similarity import UNITS, importances, least_important
+
+    data = calibration(2)
+    ranked = least_important(program, data)
+    for name, kinds in UNITS.items():
+        found = importances(program, data, kinds, ())
+        assert ranked[name] == sorted(range(1, LAYERS - 1), key=lambda block: found[block])
+
+
 def test_similarity_without_data_is_an_error(program: Program) -> None:
     with pytest.raises(CalibrationNeeded, match="skip-layers with policy=similarity"):
         skipped(program, "keep=3")

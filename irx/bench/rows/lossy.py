@@ -1,0 +1,153 @@
+"""What a search makes of a budget: SmolLM2 against its exact float32 program and against each family alone, and MiniLM.
+
+The searches come first and take their minutes; what they measured is kept, so that a second run goes on where the first
+one was. Then all winners take turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from irx.bench.baselines.encoder import eager_encoder
+from irx.bench.lab import Lab, irx_decode, moved
+from irx.bench.quality import text
+from irx.bench.race import Candidate, Race, Ready, Row
+from irx.bench.result import Result
+from irx.errors import IRXError
+
+CONTEXT = 128
+MINUTES, QUICK_MINUTES = 20.0, 0.5
+FAMILIES_ALONE = ("depth", "attention", "cache", "weights")
+EXACT = "IRX exact f32"
+BUDGETS = {"ppl_ratio at most 1.02": {"ppl_ratio": 1.02}, "kl at most 0.05": {"kl": 0.05}}
+COSINE = 0.99
+TEXTS = 256  # of about 128 tokens, for the encoder
+
+
+def searched(lab: Lab, limits: dict[str, float], families: tuple[str, ...] = ()) -> Any:
+    """The language model under a budget, all families of passes or some of them."""
+    import irx
+
+    search = irx.Search(minutes=QUICK_MINUTES if lab.quick else MINUTES, families=families)
+    return lab.irx_with("file", "default", dtype="f32", budget=irx.Budget(**limits), data=_texts(lab), search=search)
+
+
+@dataclass(frozen=True)
+class Searched:
+    """One budget on the language model."""
+
+    label: str
+    name: str = "lossy"
+
+    @property
+    def title(self) -> str:
+        """What is measured."""
+        return f"the file under a budget, {self.label}: one decode step at a context of {CONTEXT} tokens"
+
+    def measure(self, lab: Lab) -> Iterator[Result]:
+        """Times in turns, with what was chosen and what it spends."""
+        limits = BUDGETS[self.label]
+        alone = {f"IRX {family} alone": partial(_ready, limits=limits, families=(family,)) for family in FAMILIES_ALONE}
+        race = Race(
+            name=self.name,
+            title=self.title,
+            reference=EXACT,
+            candidates={
+                EXACT: Candidate(_exact, None),
+                "IRX searched": Candidate(partial(_ready, limits=limits, families=()), None),
+                **{name: Candidate(make, None) for name, make in alone.items()},
+            },
+            rows=(
+                Row(f"{self.label}: against the exact float32 program", "IRX searched", (EXACT,), 8.0, "searched"),
+                *(
+                    Row(f"{self.label}: against {name.removeprefix('IRX ')}", "IRX searched", (name,), 1.0, "searched")
+                    for name in alone
+                ),
+            ),
+        )
+        for result in race.measure(lab):
+            yield result.measured(result.figure, result.verdict, note=_told(lab, limits)) if result.figure else result
+
+
+def _exact(lab: Lab) -> Ready:
+    fast = lab.irx("f32")
+    return Ready(irx_decode(fast, lab.ids(CONTEXT)), moved(fast, "decode", {"B": 1, "T": CONTEXT + 1}))
+
+
+def _ready(lab: Lab, limits: dict[str, float], families: tuple[str, ...]) -> Ready:
+    fast = searched(lab, limits, families)
+    return Ready(irx_decode(fast, lab.ids(CONTEXT)), moved(fast, "decode", {"B": 1, "T": CONTEXT + 1}))
+
+
+def _told(lab: Lab, limits: dict[str, float]) -> str:
+    """What was chosen, how long that took, and what it costs on held-out text."""
+    try:
+        ledger = searched(lab, limits).ledger()
+    except IRXError as error:
+        return str(error)
+    wanted = ("search: chosen", "search: a first answer")
+    notes = [note.removeprefix("search: ") for note in ledger.notes if note.startswith(wanted)]
+    figures = ", ".join(f"{name} {value:.4g}" for name, value in ledger.summary.quality.items())
+    return "; ".join([*notes, f"on held-out text {figures or 'nothing is spent'}"])
+
+
+def _texts(lab: Lab) -> list[str]:
+    return [text()[:60_000] if lab.quick else text()]
+
+
+def _encoder(lab: Lab) -> Ready:
+    import irx
+
+    ids, mask = encoder_inputs(lab)
+    batches = [{"input_ids": ids[i : i + 1], "attention_mask": mask[i : i + 1]} for i in range(len(ids))]
+    module = lab.encoder("f32")
+    fast = irx.compile(
+        module,
+        {"input_ids": ids[:2], "attention_mask": mask[:2]},
+        target=lab.target,
+        budget=irx.Budget(cosine=COSINE),
+        data=batches,
+        search=irx.Search(minutes=QUICK_MINUTES if lab.quick else MINUTES),
+    )
+    chosen = [note for note in fast.ledger().notes if note.startswith("search: chosen")]
+    lab.tell(f"    {'; '.join(chosen)}; {fast.ledger().summary.quality}")
+
+    def step() -> torch.Tensor:
+        states: torch.Tensor = fast(input_ids=ids[:1], attention_mask=mask[:1]).last_hidden_state
+        return states
+
+    return Ready(step, moved(fast, "forward", {"B": 1, "S": ids.shape[1]}))
+
+
+def encoder_inputs(lab: Lab) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of 128 tokens of real text. Raises Absent without the tokenizer."""
+    from irx.bench.baselines.models import minilm_tokenizer
+
+    found = torch.tensor(minilm_tokenizer().encode(text()[: 400 * TEXTS], add_special_tokens=False).ids)
+    count = min(16 if lab.quick else TEXTS, len(found) // 128)
+    ids = found[: count * 128].reshape(count, 128)
+    return ids, torch.ones_like(ids)
+
+
+def _eager(lab: Lab) -> Ready:
+    ids, mask = encoder_inputs(lab)
+    return Ready(eager_encoder(lab.encoder("f32"), ids[:1], mask[:1]))
+
+
+FAMILIES = (
+    *(Searched(label) for label in BUDGETS),
+    Race(
+        name="lossy",
+        title=f"MiniLM under a budget, cosine at least {COSINE}: one text of 128 tokens",
+        reference="eager f32",
+        candidates={"eager f32": Candidate(_eager, None), "IRX searched": Candidate(_encoder, None)},
+        rows=(
+            Row(f"MiniLM, cosine at least {COSINE}, against eager", "IRX searched", ("eager f32",), 2.5, "searched"),
+        ),
+    ),
+)

@@ -1,0 +1,111 @@
+"""Rows about lossy passes: every one of them runs on a small model, and what they conclude from given figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from irx.bench import bench, quality, race
+from irx.bench.paired import paired
+from irx.bench.result import Result, single
+from irx.bench.rows import kv, lossy, orderings, tokens
+from irx.bench.rows.kv import Layout
+from tests.cli.models import WORDS, save_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("models") / "tiny", positions=1024, layers=6)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few tokens, and no times taken."""
+    monkeypatch.setattr(race, "samples", lambda candidates, **_: {name: [1.0, 1.0] for name in candidates})
+    monkeypatch.setattr(race, "RING", 1 << 16)
+    monkeypatch.setattr(quality, "CONTINUED", 4)
+    for module in (quality, tokens, lossy, orderings):
+        monkeypatch.setattr(module, "text", lambda: " ".join(WORDS * 100))
+
+
+def results(folder: Path, name: str) -> dict[str, Result]:
+    found = bench.run([name], model=str(folder), target="torch", threads=1, quick=True)
+    assert not [result.note for result in found if result.verdict == "wrong"]
+    return {result.what: result for result in found}
+
+
+def test_layouts_of_the_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layouts = {"4-bit token": Layout("kv-quantize{bits=4}", 0.31, 1.0), "gone": Layout("no-such-pass")}
+    monkeypatch.setattr(kv, "LAYOUTS", layouts)
+    monkeypatch.setattr(kv, "FAMILIES", (kv.Layouts("file", 512),))
+    monkeypatch.setattr(kv, "recalled", lambda fast, length, needles: 0.5)
+    found = results(folder, "kv")
+    assert found["the file, 512 tokens, 4-bit token: decode"].figure is not None
+    size = found["the file, 512 tokens, 4-bit token: bytes"].figure
+    assert size is not None and 0 < size.median < 1.5
+    assert found["the file, 512 tokens, 4-bit token: KL"].figure is not None
+    assert found["the file, 512 tokens, 4-bit token: needles recalled"].note == "the full cache itself recalls 50 %"
+    assert found["the file, 512 tokens, gone: bytes"].verdict == "absent"
+
+
+def test_every_layout_is_a_pipeline() -> None:
+    from irx.passes import passes
+    from irx.pipeline.pipeline import Pipeline
+
+    known = [one.passes for one in kv.LAYOUTS.values() if one.passes.split("{")[0] in passes()]
+    assert len(known) >= 6
+    for text in known:
+        assert Pipeline.parse(f"default | {text}", passes()).passes
+
+
+def test_pruned_prompts_and_shared_layers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "QUICK_PROMPT", 32)
+    found = results(folder, "tokens")
+    assert found["prefill of 32, pruned to 20 %"].figure is not None
+    assert found["share-attention in pairs: cache read for a token, predicted 0.833"].verdict == "holds"
+    parameters = next(result for what, result in found.items() if "parameters" in what)
+    assert parameters.verdict == "holds"
+    repair = found["repair after share-attention: part of the KL gone"]
+    assert repair.figure is not None and "on held-out text" in repair.note
+
+
+def test_orderings_of_depth(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(orderings, "BLOCKS", 2)
+    monkeypatch.setattr(orderings, "_weights", lambda lab: iter(()))
+    monkeypatch.setattr(orderings, "PROMPT", 64)
+    monkeypatch.setattr(orderings, "_missed", lambda lab, scorer: [0.0, 1.0] if scorer == "snapkv" else [1.0, 1.0])
+    found = results(folder, "orderings")
+    assert {result.verdict for result in found.values()} <= {"holds", "reversed", "undecided"}
+    assert "in 2 pairs" in found["2 blocks left out: a search beats similarity"].note
+    assert found["a fifth of the cache, needles at 64 tokens: snapkv beats norm"].verdict == "undecided"
+
+
+def test_intervals_of_paired_differences() -> None:
+    assert paired([1.0, 1.1, 0.9, 1.0]).verdict == "holds"
+    assert paired([-1.0, -1.1, -0.9, -1.0]).verdict == "reversed"
+    assert paired([1.0, -1.1, 0.9, -1.0]).verdict == "undecided"
+    assert paired([5.0]).verdict == "undecided", "one pair says nothing"
+    two = paired([0.0, 2.0])
+    assert (two.mean, two.high) == (1.0, pytest.approx(1 + 12.71))
+    assert str(paired([1.0, 1.0])) == "+1 (+1 to +1) in 2 pairs"
+
+
+def test_figures_of_which_little_is_wanted() -> None:
+    few, many = (single(Result("kv", "a", "", wanted, "b"), 0.3) for wanted in (0.31, 0.21))
+    assert (few.verdict, many.verdict) == ("holds", "above")
+    assert few.cells()["measured"] == "0.300 of the bytes"
+    assert single(Result("kv", "a", "", 0.8, "%"), 0.7).verdict == "below"
+
+
+def test_the_long_families_run_only_where_they_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def families(name: str) -> list[Any]:
+        asked.append(name)
+        return []
+
+    monkeypatch.setattr(bench, "families", families)
+    bench.run([], model="unused")
+    assert asked and not set(asked) & set(bench.LONG)

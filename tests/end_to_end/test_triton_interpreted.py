@@ -1,0 +1,38 @@
+"""A small Llama on the kernels of a GPU, interpreted: a prompt and a step as the torch backend has them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import irx
+
+pytest.importorskip("triton", reason="the gpu extra is not installed")
+transformers = pytest.importorskip("transformers", reason="the hf extra is not installed")
+
+LIMITS = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+def llama(dtype: torch.dtype) -> Any:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=64,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config).eval().requires_grad_(False).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", LIMITS, ids=str)
+def test_a_prompt_and_a_step_are_those_of_torch(dtype: torch.dtype) -> None:
+    model, ids = llama(dtype), torch.tensor([[3, 1, 4, 1, 5, 9, 2]])
+    made, wanted = (irx.compile(model, target=target).session() for target in ("triton:cpu", "torch:cpu"))
+    for tokens in (ids, torch.tensor([[6]])):
+        found, expected = made.append(tokens).float(), wanted.append(tokens).float()
+        assert (found - expected).abs().max() <= LIMITS[dtype] * expected.abs().max()
+
+
+def test_every_node_of_a_llama_has_kernels() -> None:
+    ledger = irx.compile(llama(torch.bfloat16), target="triton:cpu").ledger()
+    assert ledger.summary.fallbacks == {}
