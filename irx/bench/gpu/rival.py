@@ -46,6 +46,9 @@ class Shape:
 class Product(nn.Module):
     """x @ w.T with weights in bf16, or in four bits."""
 
+    weight: Tensor
+    scales: Tensor
+
     def __init__(self, weight: Tensor, four_bits: bool) -> None:
         super().__init__()
         self.rows, self.four_bits = weight.shape[0], four_bits
@@ -110,7 +113,7 @@ class Model(nn.Module):
         return made
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (-1, self.shape.channels)).transpose(1, 2)
+        return x.view(*x.shape[:2], -1, self.shape.channels).transpose(1, 2)
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
         layer, _, kind = name.rpartition(".")
@@ -153,7 +156,7 @@ def _rotated(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 def _packed(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Codes as PyTorch's kernel takes them, and [groups, rows, 2] scales and middles."""
-    grouped = weight.float().unflatten(1, (-1, GROUP))
+    grouped = weight.float().view(weight.shape[0], -1, GROUP)
     low, high = grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
     scale = (high - low).clamp(min=1e-6) / 15
     codes = ((grouped - low) / scale).round().clamp(0, 15).flatten(1).to(torch.int32)
