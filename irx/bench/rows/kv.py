@@ -23,6 +23,8 @@ QUICK_CONTEXTS = (512,)
 ROOM = 256  # tokens of a context that are left for what is appended
 DENSE = "IRX dense bf16"
 LEAST_RECALL = 0.8
+SHARED = "kv-share-prefix"
+ROWS, PREFIX, QUICK_PREFIX = 8, 2048, 256
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "h2o 20 %": Layout("kv-evict{scorer=h2o, keep=0.2}"),
     "norm 20 %": Layout("kv-evict{scorer=norm, keep=0.2}"),
     "window 20 %": Layout("kv-evict{scorer=window, keep=0.2}"),
-    "ring of 512": Layout("kv-ring{capacity=512}"),
+    "ring of 512": Layout("kv-ring{window=512}"),
 }
 SMALL = "bf16"  # the module of the language model
 MODELS: Mapping[str, str] = {
@@ -160,8 +162,56 @@ class Layouts:
         return f"{_named(self.model)}, {self.context} tokens, {name}: {kind}"
 
 
+@dataclass(frozen=True)
+class SharedPrefix:
+    """Rows that begin alike, and the same rows each with a copy of the beginning."""
+
+    name: str = "kv"
+    title: str = f"a decode step of {ROWS} rows that share a prefix"
+
+    def measure(self, lab: Lab) -> Iterator[Result]:
+        """Both compute the same, within rounding."""
+        count = QUICK_PREFIX if lab.quick else PREFIX
+        what = f"language model, {ROWS} rows: a shared prefix of {count} tokens"
+        race = Race(
+            name=self.name,
+            title=self.title,
+            reference="IRX unshared",
+            candidates={
+                "IRX unshared": Candidate(partial(self._unshared, count=count), 0.0),
+                "IRX shared": Candidate(partial(self._shared, count=count), 0.05),
+            },
+            rows=(Row(what, "IRX shared", ("IRX unshared",), None if lab.quick else 3.0, SHARED),),
+        )
+        yield from race.measure(lab)
+
+    def _unshared(self, lab: Lab, count: int) -> Ready:
+        fast = lab.irx_with(SMALL, f"default | {MODELS[SMALL]}")
+        ids = ids_of(fast, count + 1).expand(ROWS, -1)
+        return _stepping(fast.session(ROWS), ids, ids[:, :-1])
+
+    def _shared(self, lab: Lab, count: int) -> Ready:
+        fast = lab.irx_with(SMALL, f"default | {SHARED} | {MODELS[SMALL]}")
+        ids = ids_of(fast, count + 1).expand(ROWS, -1)
+        return _stepping(fast.session(ROWS, prefix=fast.prefix(ids[:1, :-1])), ids, None)
+
+
+def _stepping(session: Any, ids: Any, first: Any) -> Ready:
+    """The last column of ids, again and again."""
+    if first is not None:
+        session.append(first)
+    length = session.length
+
+    def step() -> Any:
+        logits = session.append(ids[:, -1:].contiguous())
+        session.truncate(length)
+        return logits
+
+    return Ready(step)
+
+
 def _named(model: str) -> str:
     return "language model" if model == SMALL else model
 
 
-FAMILIES = tuple(Layouts(model, context) for model in MODELS for context in CONTEXTS)
+FAMILIES = (*(Layouts(model, context) for model in MODELS for context in CONTEXTS), SharedPrefix())
