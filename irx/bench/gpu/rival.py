@@ -65,7 +65,10 @@ class Product(nn.Module):
 
 
 class Model(nn.Module):
-    """The whole step: ids i64 [1, S] at positions i64 [S] to the logits of the last, caches written in place."""
+    """The whole step: ids i64 [1, S] at positions i64 [S] to the logits of the last, caches written in place.
+
+    Several tokens are a prompt from its start.
+    """
 
     def __init__(self, program: Program, capacity: int, device: str, four_bits: bool = False) -> None:
         super().__init__()
@@ -98,10 +101,12 @@ class Model(nn.Module):
     ) -> Tensor:
         q, k, v = (self._heads(self._product(layer, f"self_attn.{side}_proj", x)) for side in "qkv")
         keys, values = self.caches[layer, 0], self.caches[layer, 1]
-        keys[:, :, positions] = _rotated(k, cosine, sine)
-        values[:, :, positions] = v
-        q = _rotated(q, cosine, sine)
-        found = functional.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=True)
+        q, k = _rotated(q, cosine, sine), _rotated(k, cosine, sine)
+        keys[:, :, positions], values[:, :, positions] = k, v
+        if x.shape[1] > 1:  # a prompt, from the start: the fused kernels take no mask
+            found = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        else:
+            found = functional.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=True)
         return self._product(layer, "self_attn.o_proj", found.transpose(1, 2).flatten(2))
 
     def _mlp(self, layer: int, x: Tensor) -> Tensor:
