@@ -28,16 +28,20 @@ class Source:
     digest: str = ""
 
 
-def read(model: Any, example: Any = None, *, dtype: str | None = None, **limits: Any) -> Source:
+def read(
+    model: Any, example: Any = None, *, dtype: str | None = None, activations: str = "f32", **limits: Any
+) -> Source:
     """Capture a module, a transformers model, a GGUF file, a model folder, a `.irx` file, or take a program as it is.
 
+    Without a `dtype` a GGUF file, which has weights only, computes in `activations`; others have a dtype of their own.
     `limits` are `dynamic`, `max_batch` and `max_length`, as `torch_export.capture` takes them. Raises NotAModule for
     anything else, ModelNotFound for a path that is none of these, and what the frontend in question raises.
     """
     if isinstance(model, Program):
         return Source(model)
     if isinstance(model, (str, Path)):
-        return _read_path(Path(model), example, dtype, limits)
+        path = Path(model)
+        return _read_path(path, example, dtype or activations if path.suffix == ".gguf" else dtype, limits)
     from irx.frontends import hf, torch_export
 
     frontend = hf if hf.is_model(model) else torch_export
@@ -66,9 +70,9 @@ def _read_gguf(path: Path, dtype: str | None, limits: dict[str, Any]) -> Source:
     from irx.frontends.gguf.reader import GgufFile
     from irx.frontends.gguf.tokenizer import build_tokenizer
 
-    if dtype not in (None, "f32"):
-        raise BadOption(f"dtype={dtype!r} for a GGUF file", fix="leave dtype out: activations are float32")
-    program, file = capture(path, **limits), GgufFile.open(path)
+    if dtype not in (None, "f32", "bf16"):
+        raise BadOption(f"dtype={dtype!r} for a GGUF file", fix="its activations are f32 or bf16")
+    program, file = capture(path, dtype=dtype or "f32", **limits), GgufFile.open(path)
     digest = hashlib.sha256(f"{file.sha256}\n{print_program(program)}".encode()).hexdigest()
     try:
         return Source(program, build_tokenizer(file).tokenizer, digest=digest)

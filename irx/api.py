@@ -79,15 +79,18 @@ def compile(
     a preset or pipeline text. `data` is a list of texts, of ids, or of dicts of inputs; half of it is for passes that
     look at what the model computes, half is held out to measure what lossy passes cost. With a `budget`, one that leads
     over it is dropped; where `pipeline` names none, the fastest ones inside it are searched for, as `search` says.
-    `dtype` None keeps the model's own. `max_batch` and `max_length` bound the batch and the
-    sequence. `tune` "quick" or "full" searches for faster schedules of the kernels first; what it finds is kept for
-    later compilations. With `strict` a refused pass is an error. Raises subclasses of IRXError; see `irx.errors`.
+    `dtype` None keeps the model's own; a GGUF file computes in f32 on a CPU and in bf16 on a GPU. `max_batch` and
+    `max_length` bound the batch and the sequence. `tune` "quick" or "full" searches for faster schedules of the kernels
+    first; what it finds is kept for later compilations. With `strict` a refused pass is an error. Raises subclasses of
+    IRXError; see `irx.errors`.
     """
     check_effort(tune)
     _check_search(search, budget)
     _check_budget(budget, data)
     goal = aim(target)
-    source = read(model, example, dtype=dtype, dynamic=dynamic, max_batch=max_batch, max_length=max_length)
+    floats = "bf16" if goal.device.is_gpu else "f32"
+    limits: dict[str, Any] = {"dynamic": dynamic, "max_batch": max_batch, "max_length": max_length}
+    source = read(model, example, dtype=dtype, activations=floats, **limits)
     tokenizer = source.tokenizer if tokenizer is None else tokenizer
     known = split(data, source.program, tokenizer) if data is not None else None
     options: dict[str, Any] = {"strict": strict, "digest": source.digest, "budget": budget, "data": known}

@@ -34,9 +34,14 @@ _CONSTANT = "constant:"
 
 
 def capture(
-    path: str | Path, *, dynamic: bool = True, max_batch: int | None = 16, max_length: int | None = None
+    path: str | Path,
+    *,
+    dtype: str = "f32",
+    dynamic: bool = True,
+    max_batch: int | None = 16,
+    max_length: int | None = None,
 ) -> Program:
-    """The program of a GGUF file's model over the file's own packed weights; float32 activations.
+    """The program of a GGUF file's model over the file's own packed weights; activations of `dtype`, f32 or bf16.
 
     Raises what reading the file raises (ModelNotFound, DamagedFile, UnsupportedFile, UnknownArchitecture) and what
     capture raises.
@@ -46,19 +51,19 @@ def capture(
     key = CacheKey(
         kind="capture",
         source=file.sha256,
-        options=tuple((name, json.dumps(value)) for name, value in options.items()),
+        options=tuple((name, json.dumps(value)) for name, value in {**options, "dtype": dtype}.items()),
         versions=tuple((name, _version(name)) for name in _PACKAGES),
     )
-    parts = Store().fetch(key, lambda: _captured(file, options))
+    parts = Store().fetch(key, lambda: _captured(file, dtype, options))
     return _restored(file, parts)
 
 
-def _captured(file: GgufFile, options: dict[str, int | bool | None]) -> dict[str, bytes]:
+def _captured(file: GgufFile, dtype: str, options: dict[str, int | bool | None]) -> dict[str, bytes]:
     """Trace the model and write the program down."""
     from irx.frontends import hf
     from irx.frontends.gguf.model import bind_weights, build_model
 
-    module = build_model(file)
+    module = build_model(file, dtype)
     stored = bind_weights(file, module)
     program = hf.capture(module, **options)  # type: ignore[arg-type]
     bind_program(program, stored)

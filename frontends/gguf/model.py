@@ -48,8 +48,10 @@ def load(path: str | Path) -> GgufModel:
     return GgufModel(file, module, bind_weights(file, module))
 
 
-def build_model(file: GgufFile) -> nn.Module:
-    """The transformers model of the file's metadata: eval, float32, parameters on the meta device, buffers real.
+def build_model(file: GgufFile, dtype: str = "f32") -> nn.Module:
+    """The transformers model of the file's metadata: eval, parameters on the meta device, buffers real.
+
+    It computes in `dtype`, f32 or bf16.
 
     Raises DamagedFile when the metadata contradicts itself, MissingExtra without transformers.
     """
@@ -62,7 +64,8 @@ def build_model(file: GgufFile) -> nn.Module:
     try:
         config = transformers.AutoConfig.for_model(model_type, **fields)
         with _parameters_on_meta():
-            module: nn.Module = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            floats = torch.bfloat16 if dtype == "bf16" else torch.float32
+            module: nn.Module = transformers.AutoModelForCausalLM.from_config(config, dtype=floats)
     except (ValueError, TypeError, StrictDataclassError) as error:
         # The checks of the configuration's own class: sizes that do not divide, values of the wrong type.
         raise damaged(f"the metadata contradicts itself: {_last_line(error)}", file.path, "metadata") from error

@@ -50,15 +50,25 @@ class Lab:
         return self._keep(("irx", source, pipeline), lambda: irx.compile(model, target=self.target, pipeline=pipeline))
 
     def irx_with(self, model: str, pipeline: str, **options: Any) -> Any:
-        """A model compiled with more options: `file`, or the name of a shipped shape with its random weights."""
+        """A model compiled with more options: `file`, its module in `f32` or `bf16`, or a shipped shape by name."""
         import irx
         from irx.bench.programs import shape
 
         def make() -> Any:
-            found = str(self.path) if model == "file" else shape(model)
-            return irx.compile(found, target=self.target, pipeline=pipeline, **options)
+            if model in NAMES:
+                found, more = self.module(model), {"tokenizer": self.tokenizer, **options}
+            else:
+                found, more = str(self.path) if model == "file" else shape(model), options
+            return irx.compile(found, target=self.target, pipeline=pipeline, **more)
 
-        return self._keep(("irx with", model, pipeline, repr(sorted(options))), make)
+        return self._keep(("irx with", model, pipeline, *map(repr, sorted(options.items()))), make)
+
+    @property
+    def tokenizer(self) -> Any:
+        """That of the language model."""
+        from irx.frontends.sources import read
+
+        return self._keep(("tokenizer",), lambda: read(str(self.path)).tokenizer)
 
     @property
     def quick(self) -> bool:

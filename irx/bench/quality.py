@@ -41,7 +41,7 @@ def continued(fast: Any, ids: torch.Tensor, prompt: int) -> Predictions:
     from irx.analysis.quality import Predictions
 
     session = fast.session(1)
-    pieces = [ids[:, :prompt], *ids[:, prompt:-1].split(1, dim=1)]
+    pieces = [ids[:, :prompt], *torch.split(ids[:, prompt:-1], 1, dim=1)]
     logits = torch.cat([session.append(piece)[:, -1] for piece in pieces])
     return Predictions.of(logits, ids[0, prompt:])
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from irx.errors import BadData, BudgetError
 
@@ -28,7 +28,7 @@ def budget(words: Sequence[str]) -> Budget:
     """`kl=0.05 top1=0.95`, also with commas, as a Budget. Raises BudgetError."""
     from irx.budget import Budget
 
-    limits: dict[str, float] = {}
+    limits: dict[str, Any] = {}
     for word in (part for piece in words for part in piece.split(",") if part):
         name, mark, value = word.partition("=")
         if not mark or name not in _names():

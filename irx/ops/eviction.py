@@ -172,7 +172,7 @@ def _received(
     found = np.zeros(kv.positions.shape)
     batch, heads, count, _ = q.shape
     for b, h, i in np.ndindex(batch, heads, count):
-        at, g = int(pos[b, i]), h * found.shape[1] // heads
+        at, g = int(pos[b, i]), h * kv.k.shape[1] // heads
         if at < 0 or at < lengths[b] - rows:
             continue
         seen = visible_keys(at, kv.positions[b, g], True, None)

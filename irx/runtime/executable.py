@@ -132,7 +132,7 @@ class Executable:
             name = next(iter(encoder_inputs), "decoder_input_ids")
             raise UnsupportedArgument(f"generate got {name!r}, but this model has no encoder")
         prompt = self._prompt(prompt)
-        active = session or self.session(len(prompt), **encoder_inputs)
+        active = session or self.session(len(prompt), prefix=None, **encoder_inputs)
         ending = Ending(max_new_tokens, *self._ends(eos_token_id, pad_token_id))
         tokens = new_tokens(
             active,
@@ -156,7 +156,8 @@ class Executable:
     def memory(self) -> Memory:
         """Bytes of weights, of the caches of living sessions, and of buffers, as allocated now."""
         buffers = sum(kernel.bytes for kernel in self._compiled.kernels.values())
-        caches = sum(holder.memory() for holder in (*self._sessions, *self._prefixes))
+        caches = sum(session.memory() for session in self._sessions)
+        caches += sum(prefix.memory() for prefix in self._prefixes)
         return Memory(self._compiled.store.bytes, caches, buffers)
 
     def profile(self, *args: Any, repeat: int = 5, **kwargs: Any) -> Profile:

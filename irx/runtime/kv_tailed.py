@@ -117,7 +117,7 @@ class TailedPlane(Plane):
         for name in ("scale", "zero"):
             old = self.parameters[name]
             larger.parameters[name][:, :, : old.shape[2], : old.shape[3]] = old
-        larger.parameters["tail"] = self._tail
+        larger.parameters = {**larger.parameters, "tail": self._tail}
         larger.held, larger.recent = self.held, self.recent
         return larger
 
@@ -249,10 +249,16 @@ class TailedValues(TailedPlane):
 
     def read(self, first: int, end: int) -> Tensor:
         """The tokens of slots [first, end) as their codes say: f32 [B, G, n, channels]."""
-        found = self.tensor[:, :, first:end].unflatten(3, (-1, BLOCK))
+        found = self.tensor[:, :, first:end].reshape(
+            *self.tensor.shape[:2], end - first, self.tensor.shape[3] // BLOCK, BLOCK
+        )
         per, mask = 8 // self.code.bits, 2**self.code.bits - 1
         codes = torch.stack([found >> self.code.bits * i & mask for i in range(per)], -2).flatten(3)
-        groups = codes[..., : self.channels].float().unflatten(3, (-1, self.code.group))
+        groups = (
+            codes[..., : self.channels]
+            .float()
+            .reshape(*codes.shape[:3], self.channels // self.code.group, self.code.group)
+        )
         step, low = (self.parameters[n][..., first:end].transpose(2, 3)[..., None].float() for n in ("scale", "zero"))
         return (groups * step + low).flatten(3)
 
@@ -262,14 +268,16 @@ class TailedValues(TailedPlane):
 
 def key_codes(tokens: Tensor, code: TailedCode) -> tuple[Tensor, Tensor, Tensor]:
     """Whole groups of keys [b, G, n, D] as codes alike (in f32), steps and lowest values [b, G, n / group, D]."""
-    groups = tokens.unflatten(2, (-1, code.group)).transpose(3, 4)
+    batch, heads, count, channels = tokens.shape
+    groups = tokens.reshape(batch, heads, count // code.group, code.group, channels).transpose(3, 4)
     codes, step, low = token_codes(groups, code.bits)
     return codes.transpose(3, 4).flatten(2, 3), step, low
 
 
 def value_codes(tokens: Tensor, code: TailedCode) -> tuple[Tensor, Tensor, Tensor]:
     """Values [b, G, n, D] as codes alike (in f32), steps and lowest values [b, G, n, D / group]."""
-    codes, step, low = token_codes(tokens.unflatten(3, (-1, code.group)), code.bits)
+    groups = tokens.reshape(*tokens.shape[:3], tokens.shape[3] // code.group, code.group)
+    codes, step, low = token_codes(groups, code.bits)
     return codes.flatten(3), step, low
 
 

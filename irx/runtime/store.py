@@ -28,6 +28,7 @@ class WeightStore:
         self._derived: dict[int, Any] = {}
         self._numbers: dict[Hashable, int] = {}
         self._recover: dict[str, Callable[[], Tensor]] = {}
+        self._forms: dict[str, str] = {}  # of packed weights, which are bytes in whatever they are made of again
 
     def read(self, name: str) -> Stored:
         """A weight that is only needed now, to compute others from it.
@@ -99,7 +100,10 @@ class WeightStore:
     def _placed(self, name: str) -> Stored:
         again = self._recover.get(name) if self._load is _detached else None
         found = self._load(name) if again is None else again()
+        if again is not None and name in self._forms and isinstance(found, Tensor):
+            found = Packed(found, self._forms[name])
         if isinstance(found, Packed):
+            self._forms[name] = found.form
             return Packed(found.raw.to(self.device), found.form)
         return found.to(self.device)
 

@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a schedule is from: `measured`, `shipped`, `nearest` or `default`; with the row, but for defaults."""
+    """Where a schedule is from: `measured`, `shipped`, `modelled`, `nearest` or `default`; with the row, but for
+    defaults."""
 
     kind: str
     row: Row | None = None
@@ -30,6 +31,8 @@ class Origin:
     def __str__(self) -> str:
         if self.row is None:
             return "default, not tuned"
+        if self.row.modelled:
+            return f"modelled, {self.row.when}, never run"
         device = f" on {self.row.device}" if self.kind == "nearest" else ""
         return f"{self.kind}{device}, {self.row.when}, {self.row.seconds * 1e6:.4g} us"
 
@@ -57,7 +60,8 @@ class Schedules:
         rest = shipped() if library is None else library
         self._measured = {row.key: row for row in own if row.device == self.device}
         self._shipped = {row.key: row for row in rest if row.device == self.device}
-        self._others = _by_key(row for row in (*own, *rest) if row.device != self.device)
+        # What was modelled for another device says less than this kernel's own defaults.
+        self._others = _by_key(row for row in (*own, *rest) if row.device != self.device and not row.modelled)
 
     def find(self, task: Task) -> tuple[Schedule, Origin]:
         """The schedule of a kernel, and where it is from. That it is another device's is noted, once for a device.
@@ -76,7 +80,7 @@ class Schedules:
     def _candidates(self, key: TaskKey) -> Iterable[tuple[str, Row]]:
         for kind, table in (("measured", self._measured), ("shipped", self._shipped)):
             if key in table:
-                yield kind, table[key]
+                yield "modelled" if table[key].modelled else kind, table[key]
         near = [(_likeness(self.device, row.device), row) for row in self._others.get(key, ())]
         ranked = sorted((pair for pair in near if pair[0] is not None), key=lambda pair: pair[0] or (), reverse=True)
         yield from (("nearest", row) for _, row in ranked)

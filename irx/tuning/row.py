@@ -28,7 +28,7 @@ class Row:
     `seconds` is the median of one call, `noise` half the distance of its quartiles as a share of that, and
     `default_seconds` the median of the default schedule in the same run, None where it failed. `trials` counts the
     candidates tried, `refused` those that failed or were off. `when` is a day, `versions` are those of the packages
-    that made the kernel.
+    that made the kernel. A `modelled` row was never run: its choices and seconds are those of a model of the device.
     """
 
     device: Fingerprint
@@ -41,6 +41,7 @@ class Row:
     refused: int
     when: str
     versions: Mapping[str, str] = field(default_factory=dict)
+    modelled: bool = False
 
     @property
     def place(self) -> Place:
@@ -52,7 +53,8 @@ class Row:
         about = {name: getattr(self, name) for name in _NUMBERS}
         device = {**asdict(self.device), "features": list(self.device.features)}
         place = {"device": device, "key": asdict(self.key), "schedule": self.schedule.to_json()}
-        return {"format": FORMAT, **place, **about, "when": self.when, "versions": dict(self.versions)}
+        origin = {"modelled": True} if self.modelled else {}
+        return {"format": FORMAT, **place, **about, "when": self.when, "versions": dict(self.versions), **origin}
 
     @classmethod
     def from_json(cls, data: Any) -> Row:
@@ -72,6 +74,7 @@ class Row:
             seconds,
             when=str(data["when"]),
             versions=dict(data["versions"]),
+            modelled=data.get("modelled", False) is True,
             **{name: data[name] for name in _NUMBERS if name != "seconds"},
         )
 
@@ -93,10 +96,11 @@ def read_rows(items: Iterable[Any], place: str) -> list[Row]:
 
 
 def faster(rows: Iterable[Row]) -> dict[Place, Row]:
-    """By device and key, the row with the lowest median; the first of equal ones."""
+    """By device and key, the row with the lowest median, measured before modelled; the first of equal ones."""
     best: dict[Place, Row] = {}
     for row in rows:
-        if row.place not in best or row.seconds < best[row.place].seconds:
+        found = best.get(row.place)
+        if found is None or (row.modelled, row.seconds) < (found.modelled, found.seconds):
             best[row.place] = row
     return best
 

@@ -100,7 +100,7 @@ def _curves(data: Calibration, program: Program, wanted: Sequence[Value], nodes:
 
 
 def _resampled(curve: Array, points: Array) -> Array:
-    return np.interp(points, np.linspace(0, 1, len(curve) + 1), np.concatenate([[0.0], curve]))
+    return np.asarray(np.interp(points, np.linspace(0, 1, len(curve) + 1), np.concatenate([[0.0], curve])))
 
 
 def _received(q: Array, k: Array, scale: float) -> Array:

@@ -183,8 +183,10 @@ def _torn(graph: Graph, state: Value, kv: KVType, code: TailedCode) -> str | Non
     """Why a state cannot be coded in groups."""
     if kv.v_dim % code.group:
         return f"values of {kv.v_dim} channels are no whole groups of {code.group}"
-    if kv.capacity is not None:
-        return f"%{state.name} keeps {kv.capacity} tokens: groups of tokens cannot be torn apart"
+    if kv.capacity is not None or kv.kept is not None or kv.window is not None:
+        return f"%{state.name} keeps some tokens only: groups of tokens cannot be torn apart"
+    if kv.prefix:
+        return f"%{state.name} shares prefixes, into which a tail would slide"
     for value in _versions(graph, state):
         for node in graph.users(value):
             if node.op.name not in ("kv_append", "kv_attention"):

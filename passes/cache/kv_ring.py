@@ -22,6 +22,7 @@ stay seen (StreamingLLM), and `forward` shows what that costs:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from irx.ir.graph import Builder, Graph, Loc, Node, Value
@@ -120,7 +121,7 @@ class _Change:
         retype(self.program, state.name, lambda kv: replace(kv, window=window, sinks=sinks))
         return f"the last {window} tokens stay" + (f", and the first {sinks}" if sinks else "")
 
-    def _narrows(self, windows: set[object]) -> bool:
+    def _narrows(self, windows: Iterable[object]) -> bool:
         """True where attention is to see less than it does in the model."""
         wanted = self.options.window
         return wanted is not None and not any(isinstance(own, int) and own <= wanted for own in windows)

@@ -36,6 +36,7 @@ class KvSharePrefix(Pass):
     name = "kv-share-prefix"
     stage = Stage.CACHE
     effect = Effect.ROUNDING
+    conflicts = ("kv-evict", "kv-ring")
     paper = "Juravsky et al. 2024, Hydragen, arXiv:2402.05099"
 
     def run(self, program: Program, ctx: Context) -> Report:
@@ -62,7 +63,7 @@ def _obstacle(graph: Graph, state: Value) -> str | None:
     assert isinstance(kv, KVType), "states_of gives states"
     if kv.prefix:
         return f"%{state.name} shares prefixes already"
-    if kv.kept is not None or kv.capacity is not None:
+    if kv.kept is not None or kv.capacity is not None or kv.window is not None:
         return f"%{state.name} keeps some tokens only: which ones would differ from row to row"
     if tailed(kv.code) is not None:
         return f"%{state.name} is stored as {kv.code}, whose tail slides into the prefix"

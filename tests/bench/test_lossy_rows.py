@@ -39,15 +39,20 @@ def results(folder: Path, name: str) -> dict[str, Result]:
 def test_layouts_of_the_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layouts = {"4-bit token": Layout("kv-quantize{bits=4}", 0.31, 1.0), "gone": Layout("no-such-pass")}
     monkeypatch.setattr(kv, "LAYOUTS", layouts)
-    monkeypatch.setattr(kv, "FAMILIES", (kv.Layouts("file", 512),))
+    monkeypatch.setattr(kv, "FAMILIES", (kv.Layouts(kv.SMALL, 512), kv.SharedPrefix()))
+    monkeypatch.setattr(kv, "QUICK_PREFIX", 32)
     monkeypatch.setattr(kv, "recalled", lambda fast, length, needles: 0.5)
     found = results(folder, "kv")
-    assert found["the file, 512 tokens, 4-bit token: decode"].figure is not None
-    size = found["the file, 512 tokens, 4-bit token: bytes"].figure
+    assert found["language model, 512 tokens, 4-bit token: decode"].figure is not None
+    size = found["language model, 512 tokens, 4-bit token: bytes"].figure
     assert size is not None and 0 < size.median < 1.5
-    assert found["the file, 512 tokens, 4-bit token: KL"].figure is not None
-    assert found["the file, 512 tokens, 4-bit token: needles recalled"].note == "the full cache itself recalls 50 %"
-    assert found["the file, 512 tokens, gone: bytes"].verdict == "absent"
+    assert found["language model, 512 tokens, 4-bit token: KL"].figure is not None
+    assert (
+        found["language model, 512 tokens, 4-bit token: needles recalled"].note == "the full cache itself recalls 50 %"
+    )
+    assert found["language model, 512 tokens, gone: bytes"].verdict == "absent"
+    shared = found["language model, 8 rows: a shared prefix of 32 tokens"]
+    assert shared.figure is not None and shared.error is not None and shared.error < 0.05
 
 
 def test_every_layout_is_a_pipeline() -> None:

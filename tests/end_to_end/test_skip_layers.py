@@ -16,7 +16,7 @@ from tests.end_to_end.test_minilm import embeddings, model, tokens
 pytest.importorskip("transformers", reason="the hf extra is not installed")
 
 __all__ = ["model", "tokens"]  # fixtures of the other file
-LENGTH, WINDOWS = 1024, 2
+LENGTH, WINDOWS = 512, 2
 
 
 def language_model(pipeline: str) -> irx.Executable:

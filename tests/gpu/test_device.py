@@ -5,10 +5,15 @@ Skipped with its reason where there is none.
 
 from __future__ import annotations
 
+import ctypes
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
 import irx
+from irx.backends.triton.driver import Driver, Function, open_driver
 from irx.bench.programs import shape
 from irx.target import host_gpu
 
@@ -72,3 +77,34 @@ def test_steps_repeat_exactly(target: str) -> None:
     for _ in range(200):
         session.truncate(512)
         assert torch.equal(session.append(ids[:, :1]), first)
+
+
+def test_the_driver_agrees_with_what_was_read_from_binaries(target: str) -> None:
+    program = irx.parse(SMALL)
+    weights(program)
+    plan: Any = irx.compile(program, target=target).graphs["forward"]
+    driver = open_driver()
+    for symbol, function in plan.executor._functions.items():
+        usage = plan.usages[symbol]
+        assert told(driver, function, 4) == usage.registers  # CU_FUNC_ATTRIBUTE_NUM_REGS
+        assert (told(driver, function, 3) > 0) == (usage.stack > 0)  # CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES
+        blocks = ctypes.c_int()
+        block = (ctypes.c_int(32 * usage.warps), ctypes.c_size_t(usage.shared))
+        driver.call("cuOccupancyMaxActiveBlocksPerMultiprocessor", ctypes.byref(blocks), function.handle, *block)
+        assert blocks.value == usage.occupancy(plan.target).blocks
+
+
+def told(driver: Driver, function: Function, number: int) -> int:
+    value = ctypes.c_int()
+    driver.call("cuFuncGetAttribute", ctypes.byref(value), ctypes.c_int(number), function.handle)
+    return value.value
+
+
+def test_an_artifact_runs_without_compiling(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = irx.parse(SMALL)
+    weights(program)
+    fast, x = irx.compile(program, target=target), torch.randn(2, 128, dtype=torch.bfloat16, device="cuda")
+    fast.save(tmp_path / "model")
+    monkeypatch.setattr("irx.backends.triton.backend.try_kernels", None)
+    monkeypatch.setattr("irx.backends.triton.backend.compile_kernels", None)
+    assert torch.equal(irx.load(tmp_path / "model")(x), fast(x))

@@ -38,7 +38,6 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "kv-evict": (
         "keep=0.5, sinks=1, window=2",
         "scorer=window, capacity=6, sinks=1, window=2",
-        "scorer=norm, keep=0.5, sinks=1, window=2",
     ),
     "kv-ring": ("window=4, sinks=1", "window=5, sinks=0"),
     "kv-quantize": ("bits=8", "bits=4", "scheme=kivi, bits=2, group=8, tail=8"),

@@ -105,3 +105,24 @@ def test_shipped_schedules_are_whole(path: Path) -> None:
     rows = read_document(path)
     assert len(faster(rows)) == len(rows) == len(json.loads(path.read_text())["rows"])
     assert all(row in shipped() for row in rows)
+
+
+def test_what_was_modelled_gives_way_to_what_was_measured(database: Database) -> None:
+    modelled = replace(row(DEVICE, 4), seconds=1e-9, modelled=True)
+    near = row(like({"avx2"}, 4), 2)
+    assert find(database, [modelled, near]) == (4, "modelled", [])
+    assert faster([modelled, row(DEVICE, 8)])[modelled.place].schedule["tile"] == 8
+    assert faster([row(DEVICE, 8), modelled])[modelled.place].schedule["tile"] == 8
+    database.add(row(DEVICE, 8))
+    assert find(database, [modelled]) == (8, "measured", [])
+
+
+def test_what_was_modelled_for_another_device_is_not_lent(database: Database) -> None:
+    assert find(database, [replace(row(like({"avx2"}, 4), 2), modelled=True)])[:2] == (1, "default")
+
+
+def test_a_modelled_row_reads_back_as_one() -> None:
+    for modelled in (True, False):
+        made = replace(row(DEVICE, 4), modelled=modelled)
+        assert Row.from_json(json.loads(json.dumps(made.to_json()))) == made
+    assert "modelled" not in row(DEVICE, 4).to_json()

@@ -80,7 +80,7 @@ def _received(
         oldest = torch.tensor(lengths, device=pos.device)[:, None] - (rows or max(lengths))
         p = _shares(queries, keys, places, at, sinks, scale, softcap)
         p = p * ((at >= 0) & (at >= oldest))[:, None, :, None]
-        found += p.sum(2).unflatten(1, (groups, -1)).sum(2)
+        found += p.sum(2).view(batch, groups, -1, slots).sum(2)
     return found
 
 

@@ -15,7 +15,7 @@ from irx.backends.regions.views import View, row_major
 from irx.backends.triton.templates import append, attention_decode, attention_flash
 from irx.backends.triton.templates.append import Target, append_call, heads_call
 from irx.backends.triton.templates.attention_decode import Decode, decode_call
-from irx.backends.triton.templates.attention_flash import Flash, flash_call
+from irx.backends.triton.templates.attention_flash import Flash, flash_call, result_channels
 from irx.backends.triton.templates.attention_logits import Form
 from irx.backends.triton.templates.attention_storage import Rows, Slots, storages
 from irx.ir.codes import CODES
@@ -101,7 +101,7 @@ class _Lowering:
         chosen = self.choices.schedule(
             "attention_flash",
             f"{_bucket(attend.q, attend.kv)}{' causal' if attend.causal else ''}",
-            attention_flash.defaults(form.keys.width, form.values.width, int(item_bytes(form.dtype)), coded),
+            attention_flash.defaults(attend.q.size, result_channels(form), int(item_bytes(form.dtype)), coded),
         )
         knobs = {name: int(chosen[name]) for name in attention_flash.KNOBS}
         keys = None if attend.k is None else attend.k.view.shape[2]

@@ -34,6 +34,7 @@ from irx.backends.triton.writer import ELEMENTS, Writer
 from irx.tuning import Choice
 
 LEAST_ROWS = 16  # of an operand of tl.dot
+MERGED = 4096  # elements of results that are merged at once
 KNOBS: Mapping[str, tuple[Choice, ...]] = {
     "tokens": (16, 32, 64, 128),
     "split": (1, 2, 4, 8, 16, 32, 64),
@@ -202,37 +203,38 @@ class _Decode:
         w("tl.debug_barrier()  # all threads have written before one of them says so")
 
     def _merge(self) -> None:
-        """Row after row: results weighted by what they have seen."""
+        """Some rows at a time: results weighted by what they have seen."""
         w, d, size = self.w, self.decode, self.result_size
-        w(f"part = tl.arange(0, {d.split})")
-        with w.block(f"for r in range(0, {self.length} * {self.form.shared}):"):
+        rows = min(d.tile, max(1, MERGED // (d.split * self.form.values.width)))
+        w(f"part = tl.arange(0, {d.split})[None, :]")
+        with w.block(f"for first in range(0, {self.length} * {self.form.shared}, {rows}):"):
+            w(f"r = first + tl.arange(0, {rows})[:, None]")
+            w(f"wanted = r < {self.length} * {self.form.shared}")
             w(f"place = (unit * {d.split} + part) * {d.rows} + r")
-            w(f'lses = tl.load(sums_of + place, mask=part < active, other={LOWEST}, cache_modifier=".cg")')
-            w("weights = tl.exp2(lses - tl.max(lses, 0))")
-            w("weights = weights / tl.sum(weights, 0)")
-            w(f"inside = (part < active)[:, None] & (d < {size})")
-            w(f"found = tl.load(partial + place.to(tl.int64)[:, None] * {size} + d, mask=inside, other=0.0, "
-              'cache_modifier=".cg")')  # fmt: skip
-            w("merged = tl.sum(found * weights[:, None], 0)[None, :]")
-            self._store(
-                f"(g * {self.form.shared} + r % {self.form.shared})",
-                f"(r // {self.form.shared})",
-                "merged",
-                f"d < {size}",
-            )
+            w("inside = (part < active) & wanted")
+            w(f'lses = tl.load(sums_of + place, mask=inside, other={LOWEST}, cache_modifier=".cg")')
+            w("weights = tl.exp2(lses - tl.max(lses, 1, keep_dims=True))")
+            w("weights = weights / tl.sum(weights, 1, keep_dims=True)")
+            w(f"each_d = tl.arange(0, {self.form.values.width})[None, None, :]")
+            w(f"inside = inside[:, :, None] & (each_d < {size})")
+            w(f"found = partial + place.to(tl.int64)[:, :, None] * {size} + each_d")
+            w('found = tl.load(found, mask=inside, other=0.0, cache_modifier=".cg")')
+            w("merged = tl.sum(found * weights[:, :, None], 1)")
+            h, s = f"(g * {self.form.shared} + r % {self.form.shared})", f"(r // {self.form.shared})"
+            self._store(h, s, "merged", f"wanted & (d < {size})", "r")
 
-    def _store(self, h: str, s: str, value: str, mask: str) -> None:
+    def _store(self, h: str, s: str, value: str, mask: str, row: str = "row") -> None:
         result = self.decode.result
         shape = (*self.form.attend.q.view.shape[:3], self.result_size)
         first = self.arguments.index(View(result.value, shape, result.strides), ("b", h, s))
-        first = f"{first} + row * 0" if h == "h" else first
         out = self.arguments.pointer("out", result.value.dtype, Data(result.value))
-        self.w(f"tl.store({out} + {first} + d, ({value}).to({ELEMENTS[result.value.dtype]}), mask={mask})")
+        self.w(f"tl.store({out} + {first} + {row} * 0 + d, ({value}).to({ELEMENTS[result.value.dtype]}), mask={mask})")
 
 
 def defaults(cores: int, groups: int, channels: int, item: int) -> dict[str, Choice]:
-    """The schedule without measurements: two programs for each multiprocessor, tiles of some 16 KiB."""
+    """The schedule without measurements: up to four programs for each multiprocessor, tiles of some 16 KiB."""
     wide = width_of(channels) * item
     tokens = max(16, min(64, 16384 // wide))
-    split = 1 << max(0, (2 * cores // groups).bit_length() - 1)
-    return {"tokens": tokens, "split": min(split, 64 if wide <= 256 else 32), "warps": 4, "stages": 2}
+    split = 1 << max(0, (4 * cores // groups).bit_length() - 1)
+    warps = 8 if wide >= 1024 else 4
+    return {"tokens": tokens, "split": min(split, 64 if wide <= 128 else 32), "warps": warps, "stages": 2}

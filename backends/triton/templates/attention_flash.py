@@ -162,11 +162,12 @@ def result_channels(form: Form) -> int:
 
 
 def defaults(key_channels: int, value_channels: int, item: int, coded: bool) -> dict[str, Choice]:
-    """The schedule without measurements: blocks whose tiles fit the shared memory and the registers."""
+    """The schedule without measurements: blocks whose tiles fit the registers of every generation."""
     wide = max(width_of(key_channels), width_of(value_channels))
     if item == 4:
-        tile = {"queries": 64 if wide <= 64 else 32, "tokens": 32 if wide <= 64 else 16}
-        return {**tile, "warps": 4 if wide <= 128 else 8, "stages": 1}
+        tile = {"queries": 64, "tokens": 32, "warps": 4} if wide <= 64 else {"queries": 16, "tokens": 16, "warps": 8}
+        return {**tile, "stages": 1}
+    padded = not key_channels == value_channels == wide
     queries = 128 if wide <= 128 else 64 if wide <= 256 else 32
-    tokens = (64 if wide <= 128 else 32) // (2 if coded and wide > 64 else 1)
+    tokens = 64 if wide <= 64 or (wide <= 128 and not coded and not padded) else 32
     return {"queries": queries, "tokens": tokens, "warps": 8, "stages": 2 if wide <= 256 else 1}

@@ -205,7 +205,8 @@ def _form(attend: Attend, device: Device, queries: int, few: bool) -> Form:
     if attend.table is not None and (attend.table.dtype != "f32" or not isinstance(attend.table.shape[1], int)):
         raise Refusal(f"a table of biases {attend.table.type}")
     shared = attend.q.count // groups
-    rows, wide, vectors = registers(device, shared if few else shared * queries, v_dim)
+    together = shared if few and not (attend.kv is not None and attend.kv.prefix) else shared * queries
+    rows, wide, vectors = registers(device, together, v_dim)  # rows of the batch meet a prefix together
     return Form(
         store=storage,
         heads=attend.q.count,

@@ -243,9 +243,9 @@ class _Prepare:
         if "capacity" not in self.arguments.bindings:
             self.arguments.number("capacity", work.capacity)
         if isinstance(store, Tailed):
-            write = store_key if part == "k" else store_value
+            store_token = store_key if part == "k" else store_value
             head, pointer = whole(w, f"{b} * {heads} + {h}"), partial(self._pointer, work)
-            write(w, Token(store, "head", self.start, work.heads.size, head, slot, pointer))
+            store_token(w, Token(store, "head", self.start, work.heads.size, head, slot, pointer))
             return
         slots = whole(w, f"({b} * {heads} + {h}) * capacity")
         names = [f"{part}_{name}" for name in store.parameters]

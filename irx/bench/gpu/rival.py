@@ -46,6 +46,9 @@ class Shape:
 class Product(nn.Module):
     """x @ w.T with weights in bf16, or in four bits."""
 
+    weight: Tensor
+    scales: Tensor
+
     def __init__(self, weight: Tensor, four_bits: bool) -> None:
         super().__init__()
         self.rows, self.four_bits = weight.shape[0], four_bits
@@ -62,7 +65,10 @@ class Product(nn.Module):
 
 
 class Model(nn.Module):
-    """The whole step: ids i64 [1, S] at positions i64 [S] to the logits of the last, caches written in place."""
+    """The whole step: ids i64 [1, S] at positions i64 [S] to the logits of the last, caches written in place.
+
+    Several tokens are a prompt from its start.
+    """
 
     def __init__(self, program: Program, capacity: int, device: str, four_bits: bool = False) -> None:
         super().__init__()
@@ -95,10 +101,12 @@ class Model(nn.Module):
     ) -> Tensor:
         q, k, v = (self._heads(self._product(layer, f"self_attn.{side}_proj", x)) for side in "qkv")
         keys, values = self.caches[layer, 0], self.caches[layer, 1]
-        keys[:, :, positions] = _rotated(k, cosine, sine)
-        values[:, :, positions] = v
-        q = _rotated(q, cosine, sine)
-        found = functional.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=True)
+        q, k = _rotated(q, cosine, sine), _rotated(k, cosine, sine)
+        keys[:, :, positions], values[:, :, positions] = k, v
+        if x.shape[1] > 1:  # a prompt, from the start: the fused kernels take no mask
+            found = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        else:
+            found = functional.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=True)
         return self._product(layer, "self_attn.o_proj", found.transpose(1, 2).flatten(2))
 
     def _mlp(self, layer: int, x: Tensor) -> Tensor:
@@ -110,7 +118,7 @@ class Model(nn.Module):
         return made
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (-1, self.shape.channels)).transpose(1, 2)
+        return x.view(*x.shape[:2], -1, self.shape.channels).transpose(1, 2)
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
         layer, _, kind = name.rpartition(".")
@@ -153,7 +161,7 @@ def _rotated(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 def _packed(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Codes as PyTorch's kernel takes them, and [groups, rows, 2] scales and middles."""
-    grouped = weight.float().unflatten(1, (-1, GROUP))
+    grouped = weight.float().view(weight.shape[0], -1, GROUP)
     low, high = grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
     scale = (high - low).clamp(min=1e-6) / 15
     codes = ((grouped - low) / scale).round().clamp(0, 15).flatten(1).to(torch.int32)

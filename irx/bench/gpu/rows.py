@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,7 +39,8 @@ class Bench:
 
     def program(self, name: str) -> Program:
         """A shipped shape with its weights."""
-        return self.keep(("program", name), lambda: shape(name))
+        found: Program = self.keep(("program", name), lambda: shape(name))
+        return found
 
     def ours(self, name: str, pipeline: str = "default") -> Any:
         """The shape compiled for this GPU."""
@@ -120,9 +122,9 @@ def rows(bench: Bench) -> Iterator[Result]:
     """All rows, one after the other; one that fails says why and leaves the others standing."""
     for case in CASES:
         row = Result("gpu", case.what, case.pipeline, case.wanted, "x")
-        yield _guarded(row, lambda row, case=case: compare(bench, case, row))
-    yield _guarded(Result("gpu", "1B shape, bf16, decode", "default", 70.0, "%"), lambda row: share(bench, row))
-    yield _guarded(Result("gpu", "1B shape, attention at 32k", "default", 90.0, "%"), lambda row: attention(bench, row))
+        yield _guarded(row, partial(compare, bench, case))
+    yield _guarded(Result("gpu", "1B shape, bf16, decode", "default", 70.0, "%"), partial(share, bench))
+    yield _guarded(Result("gpu", "1B shape, attention at 32k", "default", 90.0, "%"), partial(attention, bench))
 
 
 def compare(bench: Bench, case: Case, row: Result) -> Result:

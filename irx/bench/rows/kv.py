@@ -1,8 +1,8 @@
 """Layouts of the cache against the dense one in bf16: bytes, time of a decode step, and what is forgotten.
 
-A layout is a line of the table. SmolLM2 runs with its file's own weights, the shape of a model of 1B, whose weights are
-random, with 4-bit ones, so that a step is not all weights. Quality is measured on SmolLM2 alone; needles count only at
-contexts where the full cache finds most of them, which is printed first.
+A layout is a line of the table. Models compute in bf16 with 4-bit weights, so that a step is not all weights: SmolLM2
+on the grid of its file, so that nothing is lost, and a shape of 1B with random ones. Quality is measured on SmolLM2
+alone; needles count only at contexts where the full cache finds most of them, which is printed first.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ QUICK_CONTEXTS = (512,)
 ROOM = 256  # tokens of a context that are left for what is appended
 DENSE = "IRX dense bf16"
 LEAST_RECALL = 0.8
+SHARED = "kv-share-prefix"
+ROWS, PREFIX, QUICK_PREFIX = 8, 2048, 256
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,14 @@ LAYOUTS: Mapping[str, Layout] = {
     "h2o 20 %": Layout("kv-evict{scorer=h2o, keep=0.2}"),
     "norm 20 %": Layout("kv-evict{scorer=norm, keep=0.2}"),
     "window 20 %": Layout("kv-evict{scorer=window, keep=0.2}"),
-    "ring of 512": Layout("kv-ring{capacity=512}"),
+    "ring of 512": Layout("kv-ring{window=512}"),
 }
-MODELS: Mapping[str, str] = {"file": "default", "llama-1b": "default | quantize-weights{bits=4, skip=none}"}
-"""Models with the pipeline that all layouts share."""
+SMALL = "bf16"  # the module of the language model
+MODELS: Mapping[str, str] = {
+    SMALL: 'quantize-weights{bits=4, symmetric=false, mixed=["*embed_tokens.weight=8"]}',
+    "llama-1b": "quantize-weights{bits=4, skip=none}",
+}
+"""Models with the weights that all layouts share."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +70,12 @@ class Layouts:
 
     def measure(self, lab: Lab) -> Iterator[Result]:
         """Times, bytes, and on a real model quality."""
-        if lab.quick and (self.context not in QUICK_CONTEXTS or self.model != "file"):
+        if lab.quick and (self.context not in QUICK_CONTEXTS or self.model != SMALL):
             return
         yield from self._race(lab).measure(lab)
         for name, layout in LAYOUTS.items():
             yield self._bytes(lab, name, layout)
-        if self.model == "file":
+        if self.model == SMALL:
             yield from self._quality(lab)
 
     def _race(self, lab: Lab) -> Race:
@@ -96,14 +102,13 @@ class Layouts:
         return self.context - ROOM if self.context == max(CONTEXTS) else self.context
 
     def _fast(self, lab: Lab, layout: Layout) -> Any:
-        passes = f" | {layout.passes}" if layout.passes else ""
-        options = {"dtype": "bf16"} if self.model == "file" else {}
-        return lab.irx_with(self.model, f"{MODELS[self.model]}{passes}", **options)
+        passes = [part for part in ("default", layout.passes, MODELS[self.model]) if part]
+        return lab.irx_with(self.model, " | ".join(passes))
 
     def _ids(self, fast: Any, count: int) -> Any:
         import torch
 
-        if self.model == "file":
+        if self.model == SMALL:
             return ids_of(fast, count)
         return torch.randint(0, 1000, (1, count), generator=torch.Generator().manual_seed(0))
 
@@ -157,8 +162,56 @@ class Layouts:
         return f"{_named(self.model)}, {self.context} tokens, {name}: {kind}"
 
 
+@dataclass(frozen=True)
+class SharedPrefix:
+    """Rows that begin alike, and the same rows each with a copy of the beginning."""
+
+    name: str = "kv"
+    title: str = f"a decode step of {ROWS} rows that share a prefix"
+
+    def measure(self, lab: Lab) -> Iterator[Result]:
+        """Both compute the same, within rounding."""
+        count = QUICK_PREFIX if lab.quick else PREFIX
+        what = f"language model, {ROWS} rows: a shared prefix of {count} tokens"
+        race = Race(
+            name=self.name,
+            title=self.title,
+            reference="IRX unshared",
+            candidates={
+                "IRX unshared": Candidate(partial(self._unshared, count=count), 0.0),
+                "IRX shared": Candidate(partial(self._shared, count=count), 0.05),
+            },
+            rows=(Row(what, "IRX shared", ("IRX unshared",), None if lab.quick else 3.0, SHARED),),
+        )
+        yield from race.measure(lab)
+
+    def _unshared(self, lab: Lab, count: int) -> Ready:
+        fast = lab.irx_with(SMALL, f"default | {MODELS[SMALL]}")
+        ids = ids_of(fast, count + 1).expand(ROWS, -1)
+        return _stepping(fast.session(ROWS), ids, ids[:, :-1])
+
+    def _shared(self, lab: Lab, count: int) -> Ready:
+        fast = lab.irx_with(SMALL, f"default | {SHARED} | {MODELS[SMALL]}")
+        ids = ids_of(fast, count + 1).expand(ROWS, -1)
+        return _stepping(fast.session(ROWS, prefix=fast.prefix(ids[:1, :-1])), ids, None)
+
+
+def _stepping(session: Any, ids: Any, first: Any) -> Ready:
+    """The last column of ids, again and again."""
+    if first is not None:
+        session.append(first)
+    length = session.length
+
+    def step() -> Any:
+        logits = session.append(ids[:, -1:].contiguous())
+        session.truncate(length)
+        return logits
+
+    return Ready(step)
+
+
 def _named(model: str) -> str:
-    return "the file" if model == "file" else model
+    return "language model" if model == SMALL else model
 
 
-FAMILIES = tuple(Layouts(model, context) for model in MODELS for context in CONTEXTS)
+FAMILIES = (*(Layouts(model, context) for model in MODELS for context in CONTEXTS), SharedPrefix())

@@ -24,12 +24,12 @@ CONTEXT = 128
 MINUTES, QUICK_MINUTES = 20.0, 0.5
 FAMILIES_ALONE = ("depth", "attention", "cache", "weights")
 EXACT = "IRX exact f32"
-BUDGETS = {"ppl_ratio at most 1.02": {"ppl_ratio": 1.02}, "kl at most 0.05": {"kl": 0.05}}
+BUDGETS: dict[str, dict[str, Any]] = {"ppl_ratio at most 1.02": {"ppl_ratio": 1.02}, "kl at most 0.05": {"kl": 0.05}}
 COSINE = 0.99
 TEXTS = 256  # of about 128 tokens, for the encoder
 
 
-def searched(lab: Lab, limits: dict[str, float], families: tuple[str, ...] = ()) -> Any:
+def searched(lab: Lab, limits: dict[str, Any], families: tuple[str, ...] = ()) -> Any:
     """The language model under a budget, all families of passes or some of them."""
     import irx
 
@@ -79,12 +79,12 @@ def _exact(lab: Lab) -> Ready:
     return Ready(irx_decode(fast, lab.ids(CONTEXT)), moved(fast, "decode", {"B": 1, "T": CONTEXT + 1}))
 
 
-def _ready(lab: Lab, limits: dict[str, float], families: tuple[str, ...]) -> Ready:
+def _ready(lab: Lab, limits: dict[str, Any], families: tuple[str, ...]) -> Ready:
     fast = searched(lab, limits, families)
     return Ready(irx_decode(fast, lab.ids(CONTEXT)), moved(fast, "decode", {"B": 1, "T": CONTEXT + 1}))
 
 
-def _told(lab: Lab, limits: dict[str, float]) -> str:
+def _told(lab: Lab, limits: dict[str, Any]) -> str:
     """What was chosen, how long that took, and what it costs on held-out text."""
     try:
         ledger = searched(lab, limits).ledger()

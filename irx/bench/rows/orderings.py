@@ -96,9 +96,9 @@ class Orderings:
 
 
 def _depth(lab: Lab) -> Iterator[Result]:
-    import irx.api as api
+    from irx.frontends.sources import read
 
-    found = windows(lab, api.read(str(lab.path), None), [text()], "kl", 2 if lab.quick else 32)
+    found = windows(lab, read(str(lab.path)), [text()], "kl", 2 if lab.quick else 32)
     blocks = _block_count(found.program)
     keep = blocks - BLOCKS
     uniform = f"skip-layers{{policy=uniform, keep={keep}}}"

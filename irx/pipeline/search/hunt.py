@@ -47,7 +47,7 @@ class Candidate:
 
     def ties(self, other: Candidate) -> bool:
         """True where the two are equally fast, as far as can be measured."""
-        band = (self.outcome.noise**2 + other.outcome.noise**2) ** 0.5
+        band = math.hypot(self.outcome.noise, other.outcome.noise)
         return abs(self.outcome.seconds - other.outcome.seconds) <= min(band, COMMON * self.outcome.seconds)
 
     @property
