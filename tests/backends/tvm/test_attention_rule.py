@@ -10,8 +10,8 @@ import pytest
 from irx.analysis.reference import evaluate
 from irx.backends.regions.lowered import Refusal
 from irx.backends.tvm.rules.attention import rule
-from irx.ir.graph import Graph
 from irx.ir.codes import CODES
+from irx.ir.graph import Graph
 from irx.ir.types import numpy_dtype
 from irx.ir.weights import Weights
 from irx.target import find_device
