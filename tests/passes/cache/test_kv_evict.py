@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import irx
+from irx.analysis.calibration import Calibration
 from irx.analysis.reference import evaluate
 from irx.backends.tvm.codegen import missing
 from irx.errors import CalibrationNeeded, TokensEvicted
@@ -23,6 +24,7 @@ from irx.passes.cache.budgets import curve_of, shares_of
 from irx.pipeline.base import Report
 from tests.cases.running import context, find_passes
 from tests.passes.small_models import WORDS, decoder
+from tests.passes.weights.calibrating import by_oracle as by_oracle_on
 
 KERNELS = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 TARGETS = ["torch:cpu", pytest.param("cpu", marks=KERNELS)]
@@ -180,6 +182,17 @@ def test_shares_have_the_mean_and_follow_the_attention() -> None:
         assert np.mean(shares) == pytest.approx(mean)
         assert shares[0] == shares[2] > shares[1]
     assert all(a <= b for few, more in pairwise(found) for a, b in zip(few, more, strict=True))
+
+
+def test_prefix_budgets_share_out_what_uniform_ones_have() -> None:
+    program = decoder(2)
+    ctx = context(program)
+    ctx.calibration = Calibration([{"ids": ids(1, 24)}], by_oracle_on)
+    (one,) = find_passes("kv-evict{budget=prefix, keep=0.4, sinks=1, window=2}")
+    assert len(one.run(program, ctx).sites) == 2
+    kept = [node.attr("share") for node in program.graphs["prefill"].nodes if node.op.name == "kv_keep"]
+    assert np.mean(kept) == pytest.approx(0.4, abs=1e-3)
+    assert kept[0] != kept[1], "layers of different attention need different numbers of tokens"
 
 
 def test_prefix_budgets_need_data() -> None:
