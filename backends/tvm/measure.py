@@ -44,6 +44,7 @@ MOST_COPIES = 1000
 MOST_BY_TORCH = 16  # of a region that torch runs: a call takes long, and writes more than it reads
 REPEAT = 9
 LONGEST = 0.2  # seconds after which no further run starts
+STEADY = 0.3  # a time whose noise is a larger share of it was disturbed, and is measured again by the next compilation
 
 
 def latency(graph: Graph, device: Device, choices: Choices) -> Latency:
@@ -67,13 +68,14 @@ def kernels_of(step: Step, sizes: Mapping[str, int]) -> list[Kernel]:
 
 
 def _timing(step: Step, sizes: Mapping[str, int], objects: Mapping[str, bytes]) -> Latency:
-    """One region, alone; from the cache where it was timed on this machine before."""
+    """One region, alone; from the cache where it was timed on this machine before, undisturbed."""
     store, key = Store(), _key(step, sizes)
     found = store.load(key)
     if found is not None:
         return Latency(*json.loads(found["timing"]))
     made = _timed(ring_of(step), sizes, objects)
-    store.save(key, {"timing": json.dumps([made.seconds, made.noise]).encode()})
+    if made.noise <= STEADY * made.seconds:
+        store.save(key, {"timing": json.dumps([made.seconds, made.noise]).encode()})
     return made
 
 
