@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import irx.ops  # noqa: F401  declares the ops that a text names
 from irx.backends.regions.lowered import Choices, default_schedule
+from irx.backends.regions.slots import Placed
 from irx.backends.regions.steps import Lowering, Steps
 from irx.backends.triton import manifest
 from irx.backends.triton.compiling import Binary, compile_kernels, missing, triton_version, try_kernels
@@ -67,7 +68,8 @@ class TritonBackend:
         A kernel that does not compile, or that the device has no room for, leaves its regions to the next rule, or to
         torch, which the ledger tells; with IRX_DEBUG it is an error.
         """
-        return {GRAPH: print_program(excerpt(program, graph)).encode(), **_kernel_files(graph, device)}
+        text = print_program(excerpt(program, graph)).encode()
+        return {GRAPH: text, **_kernel_files(Placed.of(graph).graph, device)}
 
     def latency(self, program: Program, graph: Graph, device: Device) -> Latency | str:
         """Nothing is measured while compiling for a GPU."""
@@ -79,10 +81,10 @@ class TritonBackend:
         Where no GPU of the device's architecture is, the plan can be saved but not called. Raises DamagedArtifact,
         DriverTooOld.
         """
-        graph = _graph(blobs)
-        steps = lowering(device, json.loads(blobs[CHOICES])["refused"]).steps(graph)
+        placed = Placed.of(_graph(blobs))
+        steps = lowering(device, json.loads(blobs[CHOICES])["refused"]).steps(placed.graph)
         binaries = manifest.read_all(kernels_of(steps), blobs, device) if device.is_gpu else {}
-        return Plan(graph, steps, _executor(steps, binaries, device), device, _usages(binaries, device))
+        return Plan(placed, steps, _executor(steps, binaries, device), device, _usages(binaries, device))
 
     def restore(self, blobs: Mapping[str, bytes], device: Device) -> Plan:
         """The plan, to be called here. On a GPU of another architecture its kernels are built again, which is said.

@@ -79,9 +79,9 @@ class Bound:
         self.steps: list[KernelStep | TorchStep] = []
         self.offsets: list[int] = []
         self._known: dict[Dim, int] = {}
-        self._rooms = {i: self._room(v) for i, v in enumerate(plan.inputs) if self._is_copied(v)}
+        self._rooms = {i: self._room(v) for i, v in enumerate(plan.all_inputs) if self._is_copied(v)}
         states = [(i, v) for i, v in enumerate(plan.outputs) if isinstance(v.type, KVType)]
-        self._states = [(i, plan.inputs.index(plan.buffers.root[value])) for i, value in states]
+        self._states = [(i, plan.all_inputs.index(plan.buffers.root[value])) for i, value in states]
 
     def size(self, dim: Dim) -> int:
         """The number that a size expression has here."""
@@ -101,7 +101,7 @@ class Bound:
         self.launch(given, outputs)
         return self.results(given, outputs)
 
-    def launch(self, given: Sequence[Any], outputs: Sequence[Any]) -> None:
+    def launch(self, given: list[Any], outputs: Sequence[Any]) -> None:
         """Run all steps on inputs as kernels take them, into these outputs."""
         for step in self.steps:
             self._run(step, given, outputs)
@@ -121,13 +121,13 @@ class Bound:
     @property
     def large(self) -> list[int]:
         """Inputs that kernels read where they are."""
-        tensors = [i for i, value in enumerate(self.plan.inputs) if isinstance(value.type, TensorType)]
+        tensors = [i for i, value in enumerate(self.plan.all_inputs) if isinstance(value.type, TensorType)]
         return [index for index in tensors if index not in self._rooms]
 
     def enter(self, inputs: Sequence[Any]) -> list[Any]:
         """Inputs as kernels take them: small ones in their rooms."""
         given = list(inputs)
-        for index, value in enumerate(self.plan.inputs):
+        for index, value in enumerate(self.plan.all_inputs):
             if index in self._rooms:
                 given[index] = self._rooms[index].copy_(inputs[index])
             elif isinstance(value.type, TensorType):
@@ -164,15 +164,15 @@ class Bound:
             start = self.offsets[self.plan.buffers.slots[root]]
             size = self.size(value.tensor.elements) * dtype.itemsize
             return self.plan.arena[start : start + size].view(dtype).view(self.shape(value.tensor))
-        if root in self.plan.inputs:
-            index = self.plan.inputs.index(root)
+        if root in self.plan.all_inputs:
+            index = self.plan.all_inputs.index(root)
             if index in self._rooms:
                 return self._rooms[index].view(self.shape(value.tensor))
             return Late("input", index)
         found = next(i for i, out in enumerate(self.plan.outputs) if self.plan.buffers.root.get(out) is root)
         return Late("output", found)
 
-    def _run(self, step: KernelStep | TorchStep, given: Sequence[Any], outputs: Sequence[Any]) -> None:
+    def _run(self, step: KernelStep | TorchStep, given: list[Any], outputs: Sequence[Any]) -> None:
         if isinstance(step, KernelStep):
             step.fill(given, outputs)
             step.prepared.run()
@@ -181,6 +181,8 @@ class Bound:
         for value, result in zip(step.step.site.results, made, strict=True):
             if isinstance(value.type, TensorType):
                 self.tensor(value, given, outputs).copy_(result)
+            else:  # a state whose tokens were chosen is a new one
+                given[self.plan.all_inputs.index(self.plan.buffers.root[value])] = result
 
     def _is_copied(self, value: Value) -> bool:
         if not isinstance(value.type, TensorType):

@@ -17,6 +17,7 @@ from torch import Tensor
 from irx.backends.regions.buffers import plan_buffers
 from irx.backends.regions.constants import Constants
 from irx.backends.regions.report import fallbacks
+from irx.backends.regions.slots import Placed
 from irx.backends.regions.states import States
 from irx.backends.regions.steps import Steps
 from irx.backends.torch.binding import SizeReader
@@ -27,7 +28,7 @@ from irx.backends.triton.executors import Executor
 from irx.backends.triton.report import rows
 from irx.backends.triton.usage import Usage
 from irx.errors import GpuOutOfMemory, InputMismatch
-from irx.ir.graph import Graph, Value
+from irx.ir.graph import Value
 from irx.ir.regions import expanded
 from irx.ledger import Row
 from irx.runtime.kv import KVState
@@ -42,11 +43,13 @@ class Plan:
     """One graph, ready to run. See `irx.runtime.kernel.GraphKernel`."""
 
     def __init__(
-        self, graph: Graph, steps: Steps, executor: Executor, target: Device, usages: Mapping[str, Usage]
+        self, placed: Placed, steps: Steps, executor: Executor, target: Device, usages: Mapping[str, Usage]
     ) -> None:
         """`usages` are what is known of the binaries for `target`, by symbol."""
+        graph = placed.graph
         self.name = graph.name
-        self.inputs: Sequence[Value] = tuple(graph.inputs)
+        self.all_inputs: Sequence[Value] = tuple(graph.inputs)
+        self.inputs: Sequence[Value] = self.all_inputs[: len(graph.inputs) - len(placed.slots)]
         self.outputs: Sequence[Value] = tuple(graph.outputs)
         self.output_names: Sequence[str] = tuple(graph.output_names)
         self.graph = graph
@@ -58,10 +61,10 @@ class Plan:
         self.constants = Constants(steps)
         self.arena = torch.empty(0, dtype=torch.uint8, device=self.device)
         self._zeros: dict[tuple[str, int], Tensor] = {}
-        self._states = States(graph)
+        self._states = States(graph, placed.slots)
         self._sizes = SizeReader(graph)
         recordable = self.device.type == "cuda" and all(step.lowered is not None for step in steps.steps)
-        self._recorder = Recorder(self.inputs, record_cuda if recordable else None)
+        self._recorder = Recorder(self.all_inputs, record_cuda if recordable else None)
         self._bound: OrderedDict[tuple[int, ...], Bound] = OrderedDict()
         self._whole: TorchPlan | None = None
         self._store: WeightStore | None = None
@@ -84,7 +87,8 @@ class Plan:
         try:
             if not self._states.make_room(inputs):
                 return self._by_torch(inputs)
-            return self._recorder.run(self.prepared(inputs), inputs)
+            given = (*inputs, *self._states.slots(inputs))
+            return self._recorder.run(self.prepared(given), given)
         except torch.OutOfMemoryError as error:
             raise self._full(inputs) from error
 
@@ -103,8 +107,9 @@ class Plan:
     def profile(self, *inputs: Any) -> list[Timed]:
         """The time of every step of one call; KV states are changed in place."""
         if not self._states.make_room(inputs):
-            raise InputMismatch("kernels do not read states that were evicted or gathered")
-        return self.prepared(inputs).profile(inputs)
+            raise InputMismatch("kernels do not read states whose tokens lie in no order")
+        given = (*inputs, *self._states.slots(inputs))
+        return self.prepared(given).profile(given)
 
     @property
     def bytes(self) -> int:
@@ -150,9 +155,9 @@ class Plan:
         return GpuOutOfMemory(free, parts)
 
     def _by_torch(self, inputs: Sequence[Any]) -> list[Any]:
-        """States that were evicted or gathered hold tokens anywhere, which only torch's kernels follow."""
+        """States that were gathered, or changed behind their end, are followed by torch's kernels alone."""
         if self._whole is None:
             assert self._store is not None
             self._whole = TorchPlan(expanded(self.graph), self.device)
             self._whole.bind(self._store)
-        return self._whole(*inputs)
+        return self._whole(*inputs, *(inputs[one.positions] for one in self._states.told))

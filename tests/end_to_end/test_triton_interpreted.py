@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import irx
+from irx.backends.triton.plan import Plan
 
 pytest.importorskip("triton", reason="the gpu extra is not installed")
 transformers = pytest.importorskip("transformers", reason="the hf extra is not installed")
@@ -36,3 +37,16 @@ def test_a_prompt_and_a_step_are_those_of_torch(dtype: torch.dtype) -> None:
 def test_every_node_of_a_llama_has_kernels() -> None:
     ledger = irx.compile(llama(torch.bfloat16), target="triton:cpu").ledger()
     assert ledger.summary.fallbacks == {}
+
+
+@pytest.mark.parametrize("one", ["kv-evict{keep=0.5, window=2, sinks=1}", "kv-ring{window=4, sinks=0}"])
+def test_caches_that_lose_tokens_are_read_by_kernels(one: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Plan, "_by_torch", None)
+    model, ids = llama(torch.float32), torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6, 5, 3]])
+    executables = [irx.compile(model, target=target, pipeline=f"default | {one}") for target in ("triton:cpu", "torch")]
+    made, wanted = (executable.session() for executable in executables)
+    for tokens in (ids, torch.tensor([[5]])):
+        found, expected = made.append(tokens), wanted.append(tokens)
+        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert made.memory() == wanted.memory()
+    assert not [name for name in executables[0].ledger().summary.fallbacks if "decode" in name]
