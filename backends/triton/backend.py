@@ -10,6 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any, cast
 
 import irx.ops  # noqa: F401  declares the ops that a text names
@@ -17,10 +18,11 @@ from irx.backends.regions.lowered import Choices, default_schedule
 from irx.backends.regions.slots import Placed
 from irx.backends.regions.steps import Lowering, Steps
 from irx.backends.triton import manifest
+from irx.backends.triton.chains import ChainedLowering
 from irx.backends.triton.compiling import Binary, compile_kernels, missing, triton_version, try_kernels
 from irx.backends.triton.driver import open_driver
 from irx.backends.triton.executors import Absent, Executor, Gpu, Interpreter
-from irx.backends.triton.kernel import Kernel
+from irx.backends.triton.kernel import Kernel, launch_grid
 from irx.backends.triton.plan import Plan
 from irx.backends.triton.resources import read_usage
 from irx.backends.triton.rules import RULES
@@ -130,10 +132,11 @@ def _kernel_files(graph: Graph, device: Device) -> dict[str, bytes]:
     return files
 
 
-def lowering(device: Device, refused: Mapping[str, str]) -> Lowering:
+def lowering(device: Device, refused: Mapping[str, str]) -> ChainedLowering:
     """What makes the steps of a graph for a device."""
     gpu = find_device(STAND_IN) if not device.is_gpu else device
-    return Lowering(RULES, Choices(gpu, default_schedule), refused)
+    choices = Choices(gpu, default_schedule)
+    return ChainedLowering(Lowering(RULES, choices, refused), choices, refused)
 
 
 def kernels_of(steps: Steps) -> dict[str, Kernel]:
@@ -150,7 +153,15 @@ def _compiled(kernels: Mapping[str, Kernel], device: Device) -> tuple[dict[str, 
     for symbol, usage in _usages(made, device).items():
         if (reason := usage.refusal(device)) is not None:
             failures[symbol] = f"it takes {reason}"
+        elif kernels[symbol].waits and (reason := _crowded(kernels[symbol], usage, device)) is not None:
+            failures[symbol] = reason
     return made, failures
+
+
+def _crowded(kernel: Kernel, usage: Usage, device: Device) -> str | None:
+    """Why programs that wait for each other must not be launched; None where all of them run at once."""
+    programs, room = prod(launch_grid(kernel.grid, {})), usage.occupancy(device).blocks * device.cores
+    return None if programs <= room else f"{programs} programs wait for each other, {device.name} has room for {room}"
 
 
 def _usages(binaries: Mapping[str, Binary], device: Device) -> dict[str, Usage]:

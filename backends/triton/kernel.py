@@ -86,6 +86,7 @@ class Kernel:
     `tl.constexpr` parameters with their values, for bodies that are not written for one shape. `grid` are one to three
     Python expressions over names of sizes and constants, with `ceil(a, b)`, `min` and `max`. `stages` is the depth of
     software pipelines, `fusion` whether a * b + c may become one instruction. `note` says what the kernel computes.
+    Programs of one that `waits` wait for each other, so the device must have room for all of them at once.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Kernel:
     warps: int = 4
     stages: int = 2
     fusion: bool = True
+    waits: bool = False
     note: str = ""
 
     @cached_property

@@ -8,10 +8,12 @@ from irx.analysis.launches import Launches, launches
 from irx.backends.regions import report
 from irx.backends.regions.buffers import Buffers
 from irx.backends.regions.steps import Step, Steps
+from irx.backends.triton.chains import ChainSite
 from irx.backends.triton.kernel import Kernel
 from irx.backends.triton.resources import resource_rows
 from irx.backends.triton.usage import Usage
 from irx.ir.dims import Bindings, evaluate
+from irx.ir.graph import Node
 from irx.ir.sizes import used_sizes
 from irx.ledger import KEPT, Row
 from irx.target import Device
@@ -28,7 +30,7 @@ def rows(steps: Steps, buffers: Buffers, usages: Mapping[str, Usage], device: De
 
 def step_launches(steps: Steps, device: Device, sizes: Bindings) -> Launches:
     """The launches of one call with these sizes, and what they cost at least."""
-    counts = [(step.site.node, _count(step, sizes)) for step in steps.steps]
+    counts = [pair for step in steps.steps for pair in _counts(step, sizes)]
     return launches(steps.graph, device, sizes, counts)
 
 
@@ -38,6 +40,14 @@ def _launch_row(steps: Steps, device: Device) -> Row:
     told = step_launches(steps, device, sizes)
     what = f"{told} at {shown}"
     return Row(0, "count-launches", "lower", "exact", KEPT, what, (steps.graph.name,), told.count)
+
+
+def _counts(step: Step, sizes: Bindings) -> list[tuple[Node, int]]:
+    """The kernels of a step; those of a chain are its first region's."""
+    if not isinstance(step.site, ChainSite):
+        return [(step.site.node, _count(step, sizes))]
+    first, *rest = step.site.parts
+    return [(first.node, _count(step, sizes)), *((part.node, 0) for part in rest)]
 
 
 def _count(step: Step, sizes: Bindings) -> int:

@@ -45,9 +45,12 @@ class Launches:
 
 
 def launches(graph: Graph, device: Device, sizes: Bindings, nodes: Iterable[tuple[Node, int]]) -> Launches:
-    """The costs of a graph of which each node of `nodes` takes that many kernels. Raises KeyError as `graph_floor`."""
+    """The costs of a graph of which each node of `nodes` takes that many kernels, 0 where it shares that of another.
+
+    Raises KeyError as `graph_floor`.
+    """
     counted = list(nodes)
-    seconds = sum(node_floor(node, device, sizes).seconds for node, count in counted if count)
+    seconds = sum(node_floor(node, device, sizes).seconds for node, _ in counted)
     return Launches(sum(count for _, count in counted), graph_floor(graph, device, sizes), seconds)
 
 

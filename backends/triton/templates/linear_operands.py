@@ -139,7 +139,7 @@ def input_parameters(problem: Problem) -> tuple[Parameter, ...]:
 
 def call(kernel: Kernel, problem: Problem, memory: Mapping[str, Binding]) -> Call:
     """A call of a kernel of the region, with `memory` for what is not of the region."""
-    found = {**_bindings(problem), **memory}
+    found = {**region_bindings(problem), **memory}
     return Call(kernel, {parameter.name: found[parameter.name] for parameter in kernel.parameters})
 
 
@@ -151,7 +151,7 @@ def shared_memory(sums: Dim, split: int, units: Dim) -> dict[str, Binding]:
     }
 
 
-def _bindings(problem: Problem) -> dict[str, Binding]:
+def region_bindings(problem: Problem) -> dict[str, Binding]:
     """What every parameter but `partial` and `arrived` stands for."""
     region = problem.region
     found: dict[str, Binding] = {"rows": region.rows, "x": Data(region.x)}

@@ -6,8 +6,9 @@ Names in the kernel's text: `rn` [columns] the output columns, `rc` [span] and `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from irx.backends.triton.templates.linear_codes import Codes, emit_codes, field
 from irx.backends.triton.templates.linear_input import (
@@ -31,16 +32,23 @@ class _Pass:
     mask: str
 
 
-def emit_sums(w: Writer, shape: Shape) -> list[list[str]]:
+Wait: TypeAlias = "Callable[[], None] | None"
+"""Writes what comes before x is first read; None where x is there from the start."""
+
+
+def emit_sums(w: Writer, shape: Shape, wait: Wait = None) -> list[list[str]]:
     """The sums of each product for every row: names of [columns] values."""
     p = shape.problem
+    if not (_is_one_pass(shape) and (shape.folds or p.norm is None)):
+        _do(wait)
+        wait = None
     stats = _statistics(w, shape)
     for m in range(shape.most):
         for i in range(len(p.layouts)):
             w(f"sum{i}_{m} = tl.zeros(({shape.columns}, {shape.span}), tl.float32)")
         if shape.folds:
             w(f"squares{m} = tl.zeros(({_squares_shape(shape)}), tl.float32)")
-    _passes(w, shape, stats)
+    _passes(w, shape, stats, wait)
     factors = [_factor(w, shape, m) for m in range(shape.most)]
     return [
         [w.let(f"tl.sum(sum{i}_{m}, 1){factors[m]}", "total") for m in range(shape.most)] for i in range(len(p.layouts))
@@ -71,10 +79,19 @@ def _factor(w: Writer, shape: Shape, m: int) -> str:
     return f" * {w.let(f'tl.rsqrt({mean} + {norm.eps!r})', 'scale')}"
 
 
-def _passes(w: Writer, shape: Shape, stats: Sequence[Statistics]) -> None:
+def _is_one_pass(shape: Shape) -> bool:
+    return shape.split == 1 and shape.problem.chunks <= shape.span
+
+
+def _do(wait: Wait) -> None:
+    if wait is not None:
+        wait()
+
+
+def _passes(w: Writer, shape: Shape, stats: Sequence[Statistics], wait: Wait) -> None:
     chunks = shape.problem.chunks
-    if shape.split == 1 and chunks <= shape.span:
-        _one_pass(w, shape, "0", str(chunks), stats)
+    if _is_one_pass(shape):
+        _one_pass(w, shape, "0", str(chunks), stats, wait)
         return
     first = w.let(f"share * {shape.share}", "first") if shape.split > 1 else "0"
     last = w.let(f"tl.minimum({first} + {shape.share}, {chunks})", "last") if shape.split > 1 else str(chunks)
@@ -83,20 +100,20 @@ def _passes(w: Writer, shape: Shape, stats: Sequence[Statistics]) -> None:
         _one_pass(w, shape, "start", last, stats)
 
 
-def _one_pass(w: Writer, shape: Shape, start: str, last: str, stats: Sequence[Statistics]) -> None:
+def _one_pass(w: Writer, shape: Shape, start: str, last: str, stats: Sequence[Statistics], wait: Wait = None) -> None:
     chunk = "rc" if start == "0" else w.let(f"{start} + rc", "chunk")
     inside = "" if shape.is_whole else w.let(f"{chunk} < {last}", "inside")
     columns = "" if shape.problem.n % shape.columns == 0 else "mn"
     parts = [f"{columns}[:, None]" if columns else "", f"{inside}[None, :]" if inside else ""]
     mask = " & ".join(part for part in parts if part)
     step = _Pass(chunk, inside, w.let(mask, "mask") if mask and inside else mask)
-    (_packed_pass if shape.problem.is_packed else _float_pass)(w, shape, step, stats)
+    (_packed_pass if shape.problem.is_packed else _float_pass)(w, shape, step, stats, wait)
 
 
 # --- floats ---------------------------------------------------------------------------------------------------------
 
 
-def _float_pass(w: Writer, shape: Shape, step: _Pass, stats: Sequence[Statistics]) -> None:
+def _float_pass(w: Writer, shape: Shape, step: _Pass, stats: Sequence[Statistics], wait: Wait) -> None:
     p = shape.problem
     column = w.let(f"{step.chunk}[:, None] * {p.chunk} + rt[None, :]", "column")
     inside = "" if shape.is_whole else w.let(f"{column} < {p.k}", "inside")
@@ -105,6 +122,7 @@ def _float_pass(w: Writer, shape: Shape, step: _Pass, stats: Sequence[Statistics
     place = w.let(f"(rn{wide(p.n, p.layout.depth)} * {p.layout.depth})[:, None, None] + {column}[None, :, :]", "place")
     weights = [w.let(f"tl.load(w{i}_data + {place}{masked(mask)}).to(tl.float32)", "w") for i in range(len(p.layouts))]
     vectors = emit_vectors(w, p, column, inside)
+    _do(wait)
     for m in range(shape.most):
         squares = f"squares{m}" if shape.folds else ""
         x = emit_x(w, p, f"{row_pointer(shape, m)} + {column}", inside, vectors, stats[m], squares)
@@ -115,13 +133,14 @@ def _float_pass(w: Writer, shape: Shape, step: _Pass, stats: Sequence[Statistics
 # --- codes ----------------------------------------------------------------------------------------------------------
 
 
-def _packed_pass(w: Writer, shape: Shape, step: _Pass, stats: Sequence[Statistics]) -> None:
+def _packed_pass(w: Writer, shape: Shape, step: _Pass, stats: Sequence[Statistics], wait: Wait) -> None:
     p = shape.problem
     words, rows, products = p.layout.words, range(shape.most), range(len(p.layouts))
     codes = [
         emit_codes(w, layout, {part: f"w{i}_{part}" for part in layout.parts}, "rn", step.chunk, step.mask)
         for i, layout in enumerate(p.layouts)
     ]
+    _do(wait)
     for m in rows:
         w(f"xs{m} = tl.zeros(({shape.span}, {words}), tl.float32)")
         for i in products:
