@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -52,6 +53,7 @@ from irx.tuning import EFFORTS
 from irx.tuning import tune as search_schedules
 
 SEARCHED_TOKENS = 1024  # of the calibration data, on which candidates are judged; held-out data decide on all tokens
+GLANCED = 4  # one in so many of these is what a first look sees
 FITTED_TOKENS = 2048  # of the others, which the passes of candidates look at; those of the chosen one look at all
 
 
@@ -138,13 +140,15 @@ def optimize(
     digest: str = "",
     budget: Budget | None = None,
     data: Data | None = None,
+    held: HeldOut | None = None,
 ) -> tuple[Program, Ledger]:
     """Step 3: run the pipeline, with the oracle that also knows torch's functions, on the user's data if there are any.
 
     What it makes of a model with a `digest` is kept in the cache, unless somebody watches the passes or measures by a
-    function of their own. Raises BudgetError for a budget that cannot be measured.
+    function of their own. `held` is what measures quality, where there is one that knows the original's predictions.
+    Raises BudgetError for a budget that cannot be measured.
     """
-    run = partial(_optimize, program, goal, pipeline, strict, budget, data)
+    run = partial(_optimize, program, goal, pipeline, strict, budget, data, held)
     watched = any(os.environ.get(name, "0") not in ("", "0") for name in ("IRX_DEBUG", "IRX_DUMP_DIR"))
     if not digest or watched or (budget is not None and budget.metric is not None):
         return run()
@@ -167,19 +171,33 @@ def search_passes(
 
     What was measured of a model with a `digest` is kept in the cache, unless the budget has a function of the user's.
     """
+    started = time.monotonic()
     sample = data.sample(SEARCHED_TOKENS, FITTED_TOKENS)
     ctx = _context(program, goal, sample)
-    quality = _judge(program, goal, budget, sample).measure
     clock = partial(_latency, goal=goal)
-    evaluator = Evaluator(program, pipeline, passes(), ctx, quality, clock, search.prompt)
+    few = sample.few(GLANCED) if budget.metric is None else None  # a user's function looks at data of its own
+    glances = _judge(_held_out(program, goal, few), budget).measure if few is not None else None
+    judge = _judge(_held_out(program, goal, sample), budget).measure
+    evaluator = Evaluator(program, pipeline, passes(), ctx, judge, clock, search.prompt, glances)
     kept = digest and budget.metric is None
     stated = {"data": sample.digest, "prompt": str(search.prompt)}
     key = replace(_key(digest, pipeline, goal, stated), kind="search") if kept else None
+    looked = replace(key, options=(*key.options, ("look", few.digest))) if key is not None and few is not None else None
+    glance = Journal(evaluator.glance, looked) if glances is not None else None
     units = [] if budget.exact else _units(evaluator.normalized, ctx, search)
-    found = Hunt(units, Journal(evaluator, key), budget, search).run()
-    options: dict[str, Any] = {"strict": strict, "digest": digest, "budget": budget, "data": data}
-    made, ledger = settle(found, lambda text: optimize(program, goal, str(joined(pipeline, text, passes())), **options))
-    ledger.notes += evaluator.remarks
+    journal = Journal(evaluator, key)
+    found = Hunt(units, journal, budget, search, glance=glance, started=started).run()
+    held = _held_out(program, goal, data)
+    options: dict[str, Any] = {"strict": strict, "digest": digest, "budget": budget, "data": data, "held": held}
+
+    def confirm(text: str) -> Mapping[str, float]:
+        return _judge(held, budget).measure(*evaluator.made_of(text))
+
+    def made_with(text: str) -> tuple[Program, Ledger]:
+        return optimize(program, goal, str(joined(pipeline, text, passes())), **options)
+
+    made, ledger = settle(found, made_with, budget, confirm)
+    ledger.notes += [*evaluator.remarks, *journal.notes()]
     return made, ledger
 
 
@@ -190,10 +208,16 @@ def _units(program: Program, ctx: Context, search: Search) -> list[Unit]:
 
 
 def _optimize(
-    program: Program, goal: Target, pipeline: str, strict: bool, budget: Budget | None, data: Data | None
+    program: Program,
+    goal: Target,
+    pipeline: str,
+    strict: bool,
+    budget: Budget | None,
+    data: Data | None,
+    held: HeldOut | None = None,
 ) -> tuple[Program, Ledger]:
     measure = partial(_latency, goal=goal)
-    judges = [_judge(program, goal, budget, data)] if data is not None else []
+    judges = [_judge(held or _held_out(program, goal, data), budget)] if data is not None else []
     instruments = (*standard_instruments(*judges), Compare(call=call_on_arrays), Gain(measure))
     ctx = _context(program, goal, data)
     optimized, ledger = Pipeline.parse(pipeline, passes(), instruments).run(program, ctx, strict=strict)
@@ -346,9 +370,12 @@ def _latency(program: Program, goal: Target) -> Latency | str:
     return _preferred(goal).latency(program, graph, goal.device)
 
 
-def _judge(program: Program, goal: Target, budget: Budget | None, data: Data) -> Quality:
+def _held_out(program: Program, goal: Target, data: Data) -> HeldOut:
+    return HeldOut(program, data, partial(_runner, goal=goal), partial(_sessions, goal=goal))
+
+
+def _judge(judge: HeldOut, budget: Budget | None) -> Quality:
     """What measures lossy passes on the held-out data. Raises BudgetError for a limit that they cannot measure."""
-    judge = HeldOut(program, data, partial(_runner, goal=goal), partial(_sessions, goal=goal))
     if budget is not None:
         budget.require(judge.names)
 

@@ -61,6 +61,16 @@ class Data:
         facts = f"{self.digest} {tokens} {fitted}"
         return replace(self, calibration=others, held_out=judged, digest=_digest([*others, {}, *judged], facts))
 
+    def few(self, share: int) -> Data:
+        """The same with one in `share` of what is held out: batches, or rows where there are fewer of those."""
+        count = max(len(self.held_out) // share, 1)
+        found = self.held_out[:count]
+        rows = {len(array) for batch in found for array in batch.values()}
+        if len(self.held_out) < share and len(rows) == 1:
+            most = max(rows.pop() * len(self.held_out) // share, 1)
+            found = tuple({name: array[:most] for name, array in batch.items()} for batch in found)
+        return replace(self, held_out=found, digest=_digest(found, f"{self.digest} {share}"))
+
     def _count(self, batches: Sequence[Inputs], tokens: int) -> int:
         """How many of the batches hold about so many tokens; of batches without ids half of them, but for a few."""
         if self.ids is None:

@@ -37,6 +37,12 @@ def budget(words: Sequence[str]) -> Budget:
     return Budget(**limits)
 
 
+def minutes(word: str) -> float:
+    """`20`, `20m`, `90s` or `1h` in minutes. Raises ValueError, which argparse tells."""
+    units = {"s": 1 / 60, "m": 1.0, "h": 60.0}
+    return float(word[:-1]) * units[word[-1]] if word[-1:] in units else float(word)
+
+
 def _names() -> list[str]:
     """The limits that are plain numbers of their own."""
     from irx.budget import Budget

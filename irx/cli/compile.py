@@ -11,8 +11,8 @@ the front of time against loss.
 
 examples:
   irx compile model.gguf -o model.irx
-  irx compile model.gguf --data texts.txt --budget kl=0.05 --search 20 --front front.svg -o fast.irx
-  irx compile model.gguf --data texts.txt --budget ppl_ratio=1.02,top1=0.9 --search 3
+  irx compile model.gguf --data texts.txt --budget kl=0.05 --search 20m --front front.svg -o fast.irx
+  irx compile model.gguf --data texts.txt --budget ppl_ratio=1.02,top1=0.9 --search 90s
   irx compile model.gguf -p "default | quantize-weights{bits=4}" --data texts.jsonl --budget kl=0.05
   irx compile path/to/folder -o model.irx --target cpu --max-length 4096
   irx compile model.gguf -p "default | fold-constants" --strict
@@ -26,7 +26,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from irx.cli._data import budget, texts
+from irx.cli._data import budget, minutes, texts
 from irx.cli._kernels import print_report
 from irx.cli._output import add_json, progress, say, searching, write_text
 from irx.errors import CannotWrite
@@ -52,7 +52,7 @@ def configure(parser: ArgumentParser) -> None:
         "--budget", nargs="+", metavar="NAME=NUMBER", help="what may be lost: kl, top1, ppl_ratio, cosine; needs --data"
     )
     parser.add_argument(
-        "--search", type=float, metavar="MINUTES", help="how long to search for passes inside the budget (default 20)"
+        "--search", type=minutes, metavar="TIME", help="how long to search: minutes, or 90s, 20m, 1h (default 20m)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the search (default 0)")
     parser.add_argument("--front", metavar="FILE", help="write the front of time against loss as SVG")

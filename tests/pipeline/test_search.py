@@ -16,7 +16,8 @@ from irx.cache import CacheKey, Store
 from irx.errors import BadOption
 from irx.ir.program import Program
 from irx.ledger import DROPPED, KEPT, Ledger, Row
-from irx.pipeline.search.hunt import Found, Hunt
+from irx.pipeline.search.candidate import Found
+from irx.pipeline.search.hunt import Hunt
 from irx.pipeline.search.journal import Journal
 from irx.pipeline.search.knapsack import Option, knapsack
 from irx.pipeline.search.levels import Unit, spelled
@@ -108,8 +109,8 @@ def test_the_evolution_improves_on_a_misleading_warm_start() -> None:
     cheap = {**ALONE, "b2": (0.001, 0.5)}
     hunt = Hunt(UNITS, lambda text: clashing(text) if "b2" not in text else _cheap(clashing, text, cheap), BUDGET)
     found = hunt.run()
-    assert hunt.parents[0].text == "b2", "the fastest alone"
-    assert hunt.parents[1] == hunt.parents[0], "the warm start was outside"
+    starts = [one for one in hunt.seen.values() if "b2" in one.text and "|" in one.text]
+    assert starts and not any(one.inside for one in starts), "the warm start was outside"
     assert found.ranked[0].text == "a1 | b1 | c2"
 
 
@@ -122,7 +123,6 @@ def test_a_unit_without_effect_is_dropped_first() -> None:
     free = {**ALONE, "b1": (0.0, 0.9), "b2": (0.0, 0.8)}
     hunt = Hunt(UNITS, lambda text: plain(text, alone=free), Budget(kl=0.003), Search(minutes=60))
     found = hunt.run()
-    assert hunt.parents[0].text == "b2", "of all levels alone"
     assert found.ranked[0].text == "b2", "and nothing that costs fits"
     wider = Hunt(UNITS, lambda text: plain(text, alone=free), BUDGET).run()
     assert "b2" in wider.ranked[0].text
@@ -208,6 +208,49 @@ def test_the_journal_keeps_what_cannot_be_used(tmp_path: Path) -> None:
         again("a2")
 
 
+def test_a_first_look_spares_what_is_far_outside() -> None:
+    looked, asked = list[str](), list[str]()
+
+    def glance(text: str) -> Outcome:
+        looked.append(text)
+        return plain(text)
+
+    def measure(text: str) -> Outcome:
+        asked.append(text)
+        return plain(text)
+
+    hunt = Hunt(UNITS, measure, BUDGET, glance=glance)
+    found = hunt.run()
+    assert found.ranked[0].outcome.seconds == pytest.approx(best_of_all(plain))
+    assert {"a3", "c3"} <= set(looked) - set(asked), "more than all of the budget"
+    assert all(one.share > 1 for one in hunt.seen.values() if one.rough)
+    assert not any(one.rough for one in (*found.front, *found.usable))
+    assert "ruled out by a first look" in found.notes[0]
+
+
+def test_what_a_repair_cannot_bring_back_is_not_repaired() -> None:
+    """a1 alone takes five times the budget, or three and a half times; repaired it takes a part of that."""
+    for damage, asks in ((0.3, False), (0.2, True)):
+        looked: list[str] = []
+
+        def glance(text: str, damage: float = damage, looked: list[str] = looked) -> Outcome:
+            looked.append(text)
+            return Outcome(0.05, {"kl": damage if "repair-output" not in text else damage / 5})
+
+        measure: Measure = lambda text: Outcome(0.05 if text else 0.1, {"kl": 0.04 if text else 0.0})  # noqa: E731
+        found = Hunt([Unit("depth", ("a1 | repair-output",))], measure, BUDGET, glance=glance).run()
+        assert ("a1 | repair-output" in looked, bool(found.ranked[0].text)) == (asks, asks)
+
+
+def test_the_best_of_every_family_is_told() -> None:
+    notes = found_plain().notes
+    assert sum("depth alone: " in note or "cache alone: " in note for note in notes) == 2
+    alone = Hunt([UNITS[2]], plain, BUDGET).run()
+    assert "search: the best is that of weights alone: no other family gained beside it" in alone.notes
+    none = Hunt([Unit("depth", ("a3",))], plain, BUDGET).run()
+    assert "search: depth alone: nothing is faster inside the budget" in none.notes
+
+
 def test_levels_that_cannot_be_used_are_stepped_over() -> None:
     def broken(text: str) -> Outcome:
         return unusable("nothing matches") if "c1" in text or "b1" in text else plain(text)
@@ -259,7 +302,7 @@ def test_held_out_data_decide() -> None:
         tried.append(text)
         return program, rows(text, {found.ranked[0].text})
 
-    _, ledger = settle(found, compile)
+    _, ledger = settle(found, compile, BUDGET)
     assert tried[0] == found.ranked[0].text
     second = next(one for one in found.ranked if one.share < found.ranked[0].share)
     assert tried[1:] == [second.text]
@@ -267,13 +310,26 @@ def test_held_out_data_decide() -> None:
     assert "outside on held-out data" in ledger.notes[-2]
 
 
+def test_figures_on_held_out_data_come_before_compiling() -> None:
+    found, compiled = found_plain(), list[str]()
+
+    def compile(text: str) -> tuple[Program, Ledger]:
+        compiled.append(text)
+        return Program("empty", {}), rows(text, set())
+
+    first = found.ranked[0].text
+    _, ledger = settle(found, compile, BUDGET, lambda text: {"kl": 0.07 if text == first else 0.05})
+    assert compiled[0] != first and len(compiled) == 1
+    assert f"search: outside on held-out data: {first} (kl 0.07 of 0.06)" in ledger.notes
+
+
 def test_where_nothing_holds_the_program_stays_as_it_is() -> None:
     found = found_plain()
     every = {one.text for one in found.ranked}
-    _, ledger = settle(found, lambda text: (Program("empty", {}), rows(text, every)))
+    _, ledger = settle(found, lambda text: (Program("empty", {}), rows(text, every)), BUDGET)
     assert ledger.notes[-1] == "search: chosen: nothing lossy"
     free = Hunt(UNITS, lambda text: plain(text, alone=dict.fromkeys(ALONE, (0.0, 0.9))), BUDGET).run()
-    _, ledger = settle(free, lambda text: (Program("empty", {}), rows(text, {one.text for one in free.ranked})))
+    _, ledger = settle(free, lambda text: (Program("empty", {}), rows(text, {one.text for one in free.ranked})), BUDGET)
     assert ledger.notes[-1] == "search: chosen: nothing lossy", "also behind a failure that cost nothing before"
 
 
@@ -311,7 +367,7 @@ def test_fine_units_come_behind_a_first_answer() -> None:
 
 def test_the_points_of_a_search_are_in_the_ledger() -> None:
     found = found_plain()
-    _, ledger = settle(found, lambda text: (Program("empty", {}), rows(text, set())))
+    _, ledger = settle(found, lambda text: (Program("empty", {}), rows(text, set())), BUDGET)
     assert len(ledger.points) == len(found.usable) > 10
     assert [one.text for one in ledger.points if one.chosen] == [found.ranked[0].text]
     assert {one.text for one in ledger.points if one.front} == {one.text for one in found.front}

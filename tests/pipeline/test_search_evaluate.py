@@ -56,8 +56,25 @@ def test_quality_and_time_of_a_candidate() -> None:
 
 def test_what_forward_does_not_show_is_measured_in_decoding() -> None:
     measure = Sum()
-    evaluator(measure)("shift | elsewhere")
+    evaluator(measure, lambda made: Latency(1.0 / count(made).seconds, 0.0))("shift | elsewhere")
     assert measure.decoding == [True]
+
+
+def test_what_takes_long_to_measure_must_first_be_faster() -> None:
+    measure = Sum()
+    found = evaluator(measure)("shift | elsewhere")
+    assert "no faster at a context of" in found.reason and measure.asked == 0
+
+
+def test_a_first_look_predicts_the_time_and_sees_little_data() -> None:
+    measure, little = Sum(), Sum()
+    one = evaluator(measure)
+    assert one.glance("shift").figures == {}, "there is no first look"
+    one.glances = little
+    found = one.glance("shift{by=0.02}")
+    assert found.figures["kl"] == pytest.approx(0.02) and (little.asked, measure.asked) == (1, 0)
+    assert found.seconds == pytest.approx(evaluator()("").seconds), "as many bytes as before"
+    assert one.glance("elsewhere").figures == {} and one.glance("nothing").reason
 
 
 @pytest.mark.parametrize(
@@ -126,7 +143,7 @@ def test_the_table_names_passes_that_are_there_in_the_order_of_stages() -> None:
         for level in unit.levels:
             first, *serving = read_items(level)
             assert passes().load(first.name).stage.name.lower() == unit.family
-            assert all(passes().load(item.name).stage.name.lower() == SERVING[item.name] for item in serving)
+            assert all(passes().load(item.name).stage.name.lower() == SERVING.get(item.name, unit.family) for item in serving)
     order = [unit.family for unit in TABLE]
     assert order == sorted(order, key=["depth", "tokens", "attention", "cache", "weights"].index)
 

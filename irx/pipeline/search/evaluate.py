@@ -43,7 +43,8 @@ CONTEXT = 128  # tokens that states hold, and rows of graphs without one, where 
 class Evaluator:
     """Runs the pipeline `base`, which names no lossy pass, with those of a candidate on `program`.
 
-    `prompt` is how many tokens of prompts there are for every one that is written. What the first passes of a candidate
+    `prompt` is how many tokens of prompts there are for every one that is written. `glances` is a quality of little
+    data. What the first passes of a candidate
     made is kept for a while: others begin with the same, and what looks at data takes long.
     """
 
@@ -54,6 +55,7 @@ class Evaluator:
     quality: Quality
     clock: Clock
     prompt: float = 0.0
+    glances: Quality | None = None
     remarks: list[str] = field(default_factory=list, init=False)
     made: dict[tuple[str, ...], _Made] = field(default_factory=dict, init=False)
 
@@ -65,21 +67,46 @@ class Evaluator:
 
     def __call__(self, text: str) -> Outcome:
         """The outcome of the lossy passes in `text`; unusable where one is refused or finds nothing to do."""
+        return self._tried(text, self._measured)
+
+    def glance(self, text: str) -> Outcome:
+        """The figures that `glances` gives, and a predicted time; no figures for what only decoding shows."""
+        return self._tried(text, self._glanced)
+
+    def made_of(self, text: str) -> tuple[Program, bool]:
+        """The normalized program with the lossy passes in `text`, and whether only decoding shows what they did."""
+        made = self._made(self._lossy(text))
+        return made.program, made.decoding
+
+    def _tried(self, text: str, measured: Callable[[_Made], Outcome]) -> Outcome:
         try:
-            passes = [one for one in self._passes(text) if one.stage is not Stage.NORMALIZE]
-            return self._measured([one for one in passes if one.effect is Effect.LOSSY])
+            made = self._made(self._lossy(text))
+            return unusable(made.problem) if made.problem else measured(made)
         except IRXError as error:
             return unusable(error.what)
         except Exception as error:  # a candidate that cannot be built or run is one less to choose from
             logger.warning("search: %s failed", text, exc_info=True)
             return unusable(f"{type(error).__name__}: {error}")
 
-    def _measured(self, lossy: list[Pass]) -> Outcome:
-        made = self._made(lossy)
-        if made.problem:
-            return unusable(made.problem)
+    def _lossy(self, text: str) -> list[Pass]:
+        passes = [one for one in self._passes(text) if one.stage is not Stage.NORMALIZE]
+        return [one for one in passes if one.effect is Effect.LOSSY]
+
+    def _measured(self, made: _Made) -> Outcome:
         found = self._latency(made.program)
+        if made.decoding and found.seconds >= self._unchanged.seconds:
+            return unusable(f"no faster at a context of {CONTEXT} tokens: {1e3 * found.seconds:.3g} ms a step")
         return Outcome(found.seconds, dict(self.quality(made.program, made.decoding)), noise=found.noise)
+
+    def _glanced(self, made: _Made) -> Outcome:
+        if self.glances is None or made.decoding:
+            return Outcome(0.0)
+        seconds = self._correction * floor_seconds(made.program, self.ctx.device)
+        return Outcome(seconds, dict(self.glances(made.program, False)))
+
+    @cached_property
+    def _unchanged(self) -> Latency:
+        return self._latency(self.normalized)
 
     def _made(self, lossy: list[Pass]) -> _Made:
         """What the passes make of the normalized program, one after the other."""

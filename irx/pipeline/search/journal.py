@@ -31,6 +31,11 @@ class Journal:
             self.known[text] = self._loaded(text) or self._measured(text)
         return self.known[text]
 
+    def notes(self) -> list[str]:
+        """How much was known before, where that is something."""
+        before = len(self.known) - self.measured
+        return [f"search: {before} candidates were known from an earlier search"] if before else []
+
     def _loaded(self, text: str) -> Outcome | None:
         parts = self.store.load(self._entry(self.key, text)) if self.key is not None else None
         return _read(json.loads(parts["outcome"])) if parts is not None else None

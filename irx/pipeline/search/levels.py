@@ -43,6 +43,7 @@ BLOCKS_LEFT_OUT = (1, 2, 3, 4, 6, 8)
 FINE = 6  # attention and feed-forward units and blocks, the least important, that are units of a search
 _BY_SIMILARITY = "skip-layers{policy=similarity"
 REPAIRED = " | repair-output"
+THE_REST = " | quantize-weights{bits=8}"  # embedding and LM head, which 4 bits leave as they are
 
 # Data: a method joins the search by a line here.
 TABLE: Sequence[Unit] = (
@@ -58,11 +59,10 @@ TABLE: Sequence[Unit] = (
         (
             "cast-weights",
             "quantize-weights{bits=8}",
-            "quantize-weights{mean-bits=7.5}",
-            "quantize-weights{mean-bits=6.5}",
-            "quantize-weights{mean-bits=5.5}",
-            "quantize-weights{bits=4, symmetric=false}",
-            "quantize-weights{bits=4}",
+            f"quantize-weights{{mean-bits=6.5, symmetric=false}}{THE_REST}",
+            f"quantize-weights{{bits=4, symmetric=false}}{THE_REST}",
+            "quantize-weights{bits=4, symmetric=false, skip=none}",
+            "quantize-weights{bits=4, skip=none}",
         ),
     ),
     Unit("weights", ("cast-activations{to=bf16}", "cast-activations{to=a8}")),
@@ -113,6 +113,11 @@ def spelled(units: Sequence[Unit], configuration: Configuration) -> str:
             serves = item.name in SERVING
             _join((last if serves else families)[SERVING.get(item.name, unit.family)], item)
     return " | ".join(_text(item) for family in STAGES for item in (*families[family], *last[family]))
+
+
+def unrepaired(text: str) -> str:
+    """The passes of a pipeline text without those that mend what others did."""
+    return " | ".join(_text(item) for item in read_items(text) if item.name not in SERVING) if text else text
 
 
 def _skipping(layers: Sequence[str]) -> str:

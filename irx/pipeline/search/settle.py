@@ -4,33 +4,38 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
+from irx.budget import Budget
 from irx.ir.program import Program
 from irx.ledger import KEPT, Ledger, Point
 from irx.pipeline.base import Effect
-from irx.pipeline.search.hunt import Candidate, Found
+from irx.pipeline.search.candidate import Candidate, Found
 
 Compile: TypeAlias = Callable[[str], tuple[Program, Ledger]]
 """What the text of lossy passes makes of the program; passes that lead over the budget on held-out data are dropped."""
+Confirm: TypeAlias = Callable[[str], Mapping[str, float]]
+"""The figures of lossy passes on held-out data."""
 
 logger = logging.getLogger(__name__)
 
 
-def settle(found: Found, compile: Compile) -> tuple[Program, Ledger]:
+def settle(found: Found, compile: Compile, budget: Budget, confirm: Confirm | None = None) -> tuple[Program, Ledger]:
     """The fastest candidate all of whose passes stay on held-out data, with the notes of the search in its ledger.
 
     Behind one that fails, only those that took less of the budget are tried. The unchanged program, which comes last,
-    cannot fail.
+    cannot fail. Compiling takes long, so `confirm` is asked first.
     """
     failed: list[str] = []
     least = math.inf
     for one in found.ranked:
         if one.text and one.share >= least:
             continue
-        program, ledger = compile(one.text)
-        reasons = [f"{row.name}: {row.reason}" for row in ledger.rows if _lost(row.effect, row.decision)]
+        reasons = _exceeded(confirm(one.text), budget) if one.text and confirm is not None else []
+        if not reasons:
+            program, ledger = compile(one.text)
+            reasons = [f"{row.name}: {row.reason}" for row in ledger.rows if _lost(row.effect, row.decision)]
         if not reasons or not one.text:
             break
         failed.append(f"search: outside on held-out data: {one.text} ({'; '.join(reasons)})")
@@ -45,6 +50,12 @@ def _point(one: Candidate, found: Found, chosen: Candidate) -> Point:
     figures = {name: value for name, value in one.outcome.figures.items() if math.isfinite(value)}
     seconds, noise = one.outcome.seconds, one.outcome.noise
     return Point(one.text, seconds, one.share, noise, figures, front=one in found.front, chosen=one is chosen)
+
+
+def _exceeded(figures: Mapping[str, float], budget: Budget) -> list[str]:
+    """The losses that are over their limit."""
+    spent = {limit: limit.spent(figures) for limit in budget.limits()}
+    return [f"{limit.loss} {loss:.3g} of {limit.most:.3g}" for limit, loss in spent.items() if limit.exceeded(loss)]
 
 
 def _lost(effect: str, decision: str) -> bool:
