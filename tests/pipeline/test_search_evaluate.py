@@ -143,7 +143,8 @@ def test_the_table_names_passes_that_are_there_in_the_order_of_stages() -> None:
         for level in unit.levels:
             first, *serving = read_items(level)
             assert passes().load(first.name).stage.name.lower() == unit.family
-            assert all(passes().load(item.name).stage.name.lower() == SERVING.get(item.name, unit.family) for item in serving)
+            stages = {item.name: passes().load(item.name).stage.name.lower() for item in serving}
+            assert all(stage == SERVING.get(name, unit.family) for name, stage in stages.items())
     order = [unit.family for unit in TABLE]
     assert order == sorted(order, key=["depth", "tokens", "attention", "cache", "weights"].index)
 
