@@ -10,7 +10,7 @@ import pytest
 
 from irx.budget import Budget
 from irx.cli import main
-from irx.cli._data import budget, texts
+from irx.cli._data import budget, minutes, texts
 from irx.cli._front import plot, svg
 from irx.errors import BadData, BudgetError
 from irx.ledger import Ledger, Point
@@ -43,6 +43,13 @@ def test_budgets_in_words() -> None:
             budget([word])
 
 
+def test_times_of_a_search_as_words() -> None:
+    assert [minutes(word) for word in ("20", "20m", "90s", "1h")] == [20, 20, 1.5, 60]
+    for word in ("", "m", "soon"):
+        with pytest.raises(ValueError):
+            minutes(word)
+
+
 def test_the_front_as_text_and_as_a_picture() -> None:
     text = plot(POINTS)
     assert text.count("#") == 2 and "4.08 ms" not in text and "ms" in text
@@ -65,7 +72,7 @@ def test_a_search_from_the_command(
     (tmp_path / "texts.txt").write_text("the quick brown fox jumps over the lazy dog. " * 20)
     front = tmp_path / "front.svg"
     words = ["compile", str(model_folder), "--target", "torch", "-p", "none", "--data", str(tmp_path / "texts.txt")]
-    assert main([*words, "--budget", "kl=0.5", "--search", "5", "--front", str(front), "--json"]) == 0
+    assert main([*words, "--budget", "kl=0.5", "--search", "5m", "--front", str(front), "--json"]) == 0
     printed = capsys.readouterr()
     ledger = json.loads(printed.out)
     assert [point["chosen"] for point in ledger["points"]].count(True) == 1
