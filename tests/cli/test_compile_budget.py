@@ -46,7 +46,7 @@ def test_budgets_in_words() -> None:
 def test_times_of_a_search_as_words() -> None:
     assert [minutes(word) for word in ("20", "20m", "90s", "1h")] == [20, 20, 1.5, 60]
     for word in ("", "m", "soon"):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="could not convert"):
             minutes(word)
 
 
