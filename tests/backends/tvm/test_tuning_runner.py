@@ -17,7 +17,7 @@ from irx.backends.tvm.backend import BACKEND, CHOICES
 from irx.backends.tvm.codegen import missing
 from irx.cli import main
 from irx.target import host_cpu
-from irx.tuning import Choice, Database, Effort, Fingerprint, Outcome, Row, Task, tune
+from irx.tuning import EFFORTS, Choice, Database, Effort, Fingerprint, Outcome, Row, Task, tune
 from tests.backends.tvm.planting import planted, wrong
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
@@ -109,7 +109,10 @@ def test_compiling_uses_what_was_measured() -> None:
     assert "measured" in next(iter(after["origins"].values()))
 
 
-def test_the_command_tunes_a_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_tunes_a_program(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(EFFORTS, "quick", Effort(2, 300.0, 300.0))  # a busy machine must not decide
     path = tmp_path / "model.irx"
     path.write_text(TEXT)
     assert main(["tune", str(path), "--target", "tvm:cpu", "--minutes", "0.001", "--json"]) == 0
