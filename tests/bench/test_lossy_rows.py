@@ -114,3 +114,22 @@ def test_the_long_families_run_only_where_they_are_named(monkeypatch: pytest.Mon
     monkeypatch.setattr(bench, "families", families)
     bench.run([], model="unused")
     assert asked and not set(asked) & set(bench.LONG)
+
+
+def test_what_a_search_tells_the_bench() -> None:
+    notes = [
+        "search: 9 candidates, 2 of them unusable; nothing new was left to try",
+        "search: a first answer after 25 s, the best after 310 s",
+        "search: weights alone: 3 ms a step, 50 % of the budget on calibration data (kl 0.02, top1 0.9): a{b=1} | c",
+        "search: depth alone: nothing is faster inside the budget",
+    ]
+    assert lossy.best_alone(notes, "weights") == "a{b=1} | c"
+    assert lossy.best_alone(notes, "depth") == lossy.best_alone(notes, "cache") == ""
+    assert lossy.times(notes) == (25, 310) and lossy.times(notes[:1]) == ()
+    rows = list(
+        lossy.Searched("kl at most 0.05")._times([*notes, "search: 3 candidates were known from an earlier search"])
+    )
+    assert [row.verdict for row in rows] == ["holds", "holds"]
+    assert all("known from an earlier search" in row.note for row in rows)
+    slow = list(lossy.Searched("kl at most 0.05")._times(["search: a first answer after 200 s, the best after 210 s"]))
+    assert [row.verdict for row in slow] == ["above", "holds"]

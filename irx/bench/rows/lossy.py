@@ -1,40 +1,63 @@
-"""What a search makes of a budget: SmolLM2 against its exact float32 program and against each family alone, and MiniLM.
+"""What a search makes of a budget: SmolLM2 against its exact float32 program, eager, and each family alone, and MiniLM.
 
 The searches come first and take their minutes; what they measured is kept, so that a second run goes on where the first
-one was. Then all winners take turns.
+one was. Then the winner takes turns with the best that the search found of every family alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
+from irx.bench.baselines.absent import Absent
 from irx.bench.baselines.encoder import eager_encoder
+from irx.bench.baselines.language import eager_decode
 from irx.bench.lab import Lab, irx_decode, moved
 from irx.bench.quality import text
 from irx.bench.race import Candidate, Race, Ready, Row
-from irx.bench.result import Result
+from irx.bench.result import Result, single
 from irx.errors import IRXError
 
 CONTEXT = 128
 MINUTES, QUICK_MINUTES = 20.0, 0.5
 FAMILIES_ALONE = ("depth", "attention", "cache", "weights")
-EXACT = "IRX exact f32"
+EXACT, EAGER = "IRX exact f32", "eager f32"
+FIRST_SECONDS, BEST_SECONDS = 180.0, 1200.0
 BUDGETS: dict[str, dict[str, Any]] = {"ppl_ratio at most 1.02": {"ppl_ratio": 1.02}, "kl at most 0.05": {"kl": 0.05}}
 COSINE = 0.99
 TEXTS = 256  # of about 128 tokens, for the encoder
 
 
-def searched(lab: Lab, limits: dict[str, Any], families: tuple[str, ...] = ()) -> Any:
-    """The language model under a budget, all families of passes or some of them."""
+def searched(lab: Lab, limits: dict[str, Any]) -> Any:
+    """The language model under a budget."""
     import irx
 
-    search = irx.Search(minutes=QUICK_MINUTES if lab.quick else MINUTES, families=families)
+    search = irx.Search(minutes=QUICK_MINUTES if lab.quick else MINUTES)
     return lab.irx_with("file", "default", dtype="f32", budget=irx.Budget(**limits), data=_texts(lab), search=search)
+
+
+def alone(lab: Lab, limits: dict[str, Any], family: str) -> Any:
+    """The language model with the best that the search found of one family. Raises Absent where that is nothing."""
+    import irx
+    from irx.passes import passes
+    from irx.pipeline.search import joined
+
+    text = best_alone(searched(lab, limits).ledger().notes, family)
+    if not text:
+        raise Absent(f"no pass of {family} alone is faster inside the budget")
+    pipeline = str(joined("default", text, passes()))
+    return lab.irx_with("file", pipeline, dtype="f32", budget=irx.Budget(**limits), data=_texts(lab))
+
+
+def best_alone(notes: Sequence[str], family: str) -> str:
+    """The passes in the note about a family alone; empty where it is not there, or says that there are none."""
+    found = [note for note in notes if note.startswith(f"search: {family} alone: ") and "): " in note]
+    return found[0].rpartition("): ")[2] if found else ""
 
 
 @dataclass(frozen=True)
@@ -52,18 +75,20 @@ class Searched:
     def measure(self, lab: Lab) -> Iterator[Result]:
         """Times in turns, with what was chosen and what it spends."""
         limits = BUDGETS[self.label]
-        alone = {f"IRX {family} alone": partial(_ready, limits=limits, families=(family,)) for family in FAMILIES_ALONE}
+        alone = {f"IRX {family} alone": partial(_alone, limits=limits, family=family) for family in FAMILIES_ALONE}
         race = Race(
             name=self.name,
             title=self.title,
             reference=EXACT,
             candidates={
                 EXACT: Candidate(_exact, None),
-                "IRX searched": Candidate(partial(_ready, limits=limits, families=()), None),
+                EAGER: Candidate(_eager_language, None),
+                "IRX searched": Candidate(partial(_ready, limits=limits), None),
                 **{name: Candidate(make, None) for name, make in alone.items()},
             },
             rows=(
                 Row(f"{self.label}: against the exact float32 program", "IRX searched", (EXACT,), 8.0, "searched"),
+                Row(f"{self.label}: against eager float32", "IRX searched", (EAGER,), None, "searched"),
                 *(
                     Row(f"{self.label}: against {name.removeprefix('IRX ')}", "IRX searched", (name,), 1.0, "searched")
                     for name in alone
@@ -72,6 +97,20 @@ class Searched:
         )
         for result in race.measure(lab):
             yield result.measured(result.figure, result.verdict, note=_told(lab, limits)) if result.figure else result
+        yield from self._times(searched(lab, limits).ledger().notes)
+
+    def _times(self, notes: Sequence[str]) -> Iterator[Result]:
+        """How long the search took; of one that went on with what an earlier one had measured, the note says so."""
+        known = "; ".join(note for note in notes if "known from an earlier search" in note)
+        for what, wanted, seconds in zip(("first usable answer", "best"), (FIRST_SECONDS, BEST_SECONDS), times(notes)):
+            row = Result(self.name, f"{self.label}: time to the {what}", "searched", wanted, "s")
+            yield single(row, seconds, known)
+
+
+def times(notes: Sequence[str]) -> tuple[float, ...]:
+    """Seconds to the first answer and to the best; nothing where the search found none."""
+    found = [re.search(r"a first answer after (\d+) s, the best after (\d+) s", note) for note in notes]
+    return next((tuple(map(float, match.groups())) for match in found if match), ())
 
 
 def _exact(lab: Lab) -> Ready:
@@ -79,8 +118,19 @@ def _exact(lab: Lab) -> Ready:
     return Ready(irx_decode(fast, lab.ids(CONTEXT)), moved(fast, "decode", {"B": 1, "T": CONTEXT + 1}))
 
 
-def _ready(lab: Lab, limits: dict[str, Any], families: tuple[str, ...]) -> Ready:
-    fast = searched(lab, limits, families)
+def _eager_language(lab: Lab) -> Ready:
+    return Ready(eager_decode(lab.module("f32"), lab.ids(CONTEXT)))
+
+
+def _ready(lab: Lab, limits: dict[str, Any]) -> Ready:
+    return _step(searched(lab, limits), lab)
+
+
+def _alone(lab: Lab, limits: dict[str, Any], family: str) -> Ready:
+    return _step(alone(lab, limits, family), lab)
+
+
+def _step(fast: Any, lab: Lab) -> Ready:
     return Ready(irx_decode(fast, lab.ids(CONTEXT)), moved(fast, "decode", {"B": 1, "T": CONTEXT + 1}))
 
 
@@ -90,7 +140,7 @@ def _told(lab: Lab, limits: dict[str, Any]) -> str:
         ledger = searched(lab, limits).ledger()
     except IRXError as error:
         return str(error)
-    wanted = ("search: chosen", "search: a first answer")
+    wanted = ("search: chosen", "search: a first answer", "search: the best is that of")
     notes = [note.removeprefix("search: ") for note in ledger.notes if note.startswith(wanted)]
     figures = ", ".join(f"{name} {value:.4g}" for name, value in ledger.summary.quality.items())
     return "; ".join([*notes, f"on held-out text {figures or 'nothing is spent'}"])

@@ -113,12 +113,14 @@ class Evaluator:
         key = tuple(map(spell, lossy))
         if not key:
             return _Made(self.normalized)
-        if key not in self.made:
+        found = self.made.pop(key, None)
+        if found is None:
             before = self._made(lossy[:-1])
-            self.made[key] = before if before.problem else self._after(before, lossy[-1])
-            for old in list(self.made)[:-MOST_MADE]:
-                del self.made[old]
-        return self.made[key]
+            found = before if before.problem else self._after(before, lossy[-1])
+        self.made[key] = found  # the last is the one that was asked for last
+        for old in [one for one, made in self.made.items() if not made.problem][:-MOST_MADE]:
+            del self.made[old]
+        return found
 
     def _after(self, before: _Made, one: Pass) -> _Made:
         captured = self.normalized if before.program is not self.normalized else None

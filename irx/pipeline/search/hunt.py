@@ -25,7 +25,9 @@ from irx.pipeline.search.levels import FAMILIES, Configuration, Unit, spelled, u
 from irx.pipeline.search.outcome import Measure, share
 from irx.pipeline.search.settings import Search
 
-HOPELESS = 2.0  # of the budget: a level that takes more alone is not made stronger, nor tried beside others
+HOPELESS = (
+    2.0  # of the budget: a level that takes more alone is not tried beside others; outside, none is made stronger
+)
 OPTIMISM = 1.5  # of the budget: candidates whose damages add up to more are not measured
 STARTS = (1.0, 0.75, 0.5, 0.25)  # of the budget: what the warm start may spend, less each time that it is outside
 FOR_FINE = 0.6  # of the time: after it no fine unit is tried alone
@@ -89,14 +91,14 @@ class Hunt:
         return f"the limit of {self.settings.minutes:g} minutes was reached"
 
     def _alone(self, family: str, *, fine: bool) -> None:
-        """Every level of every unit of a family alone, weak ones first, as long as the weaker one was not hopeless.
+        """Every level of every unit of a family alone, weak ones first, as long as the weaker one was inside.
 
         What is left of the time is not all for fine units: there are many.
         """
         for _, level, unit in sorted(self._turns(family, fine)):
             weaker = self._single(unit, level - 1)
             early = not fine or self.clock() - self.begin < FOR_FINE * self.settings.minutes * 60
-            if weaker is not None and not _hopeless(weaker) and early:
+            if weaker is not None and (weaker.inside or weaker.outcome.reason) and early:
                 self._candidate(self._only(unit, level))
         self._remember()
 
@@ -274,7 +276,3 @@ class Hunt:
     def _of(self, one: Candidate) -> set[str]:
         """The families that a candidate has passes of."""
         return {unit.family for unit, level in zip(self.units, one.configuration, strict=True) if level}
-
-
-def _hopeless(one: Candidate) -> bool:
-    return one.share > HOPELESS and not one.outcome.reason
