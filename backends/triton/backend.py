@@ -14,6 +14,8 @@ from math import prod
 from typing import Any, cast
 
 import irx.ops  # noqa: F401  declares the ops that a text names
+from irx.backends.regions.asked import Chooser
+from irx.backends.regions.book import Book, Recorded
 from irx.backends.regions.lowered import Choices, default_schedule
 from irx.backends.regions.slots import Placed
 from irx.backends.regions.steps import Lowering, Steps
@@ -23,9 +25,11 @@ from irx.backends.triton.compiling import Binary, compile_kernels, missing, trit
 from irx.backends.triton.driver import open_driver
 from irx.backends.triton.executors import Absent, Executor, Gpu, Interpreter
 from irx.backends.triton.kernel import Kernel, launch_grid
+from irx.backends.triton.knobs import tasks_for
 from irx.backends.triton.plan import Plan
 from irx.backends.triton.resources import read_usage
 from irx.backends.triton.rules import RULES
+from irx.backends.triton.tuning import tasks
 from irx.backends.triton.usage import Usage
 from irx.errors import DamagedArtifact, KernelFailed, MissingFeature, OtherArchitecture
 from irx.ir.excerpt import excerpt
@@ -61,8 +65,8 @@ class TritonBackend:
         return None
 
     def spaces(self, program: Program, graph: Graph, device: Device) -> Sequence[Any]:
-        """None: schedules come from the device's file."""
-        return ()
+        """A task of `irx.tuning` for every kernel of the graph that has choices. None for the interpreter."""
+        return tasks(program, Placed.of(graph).graph, device) if device.is_gpu else ()
 
     def build(self, program: Program, graph: Graph, device: Device) -> dict[str, bytes]:
         """The graph as text, and every kernel of it: `<symbol>.cubin` (or `.hsaco`), `<symbol>.py`, `<symbol>.json`.
@@ -84,7 +88,8 @@ class TritonBackend:
         DriverTooOld.
         """
         placed = Placed.of(_graph(blobs))
-        steps = lowering(device, json.loads(blobs[CHOICES])["refused"]).steps(placed.graph)
+        made = json.loads(blobs[CHOICES])
+        steps = lowering(device, made["refused"], Recorded(made["schedules"])).steps(placed.graph)
         binaries = manifest.read_all(kernels_of(steps), blobs, device) if device.is_gpu else {}
         return Plan(placed, steps, _executor(steps, binaries, device), device, _usages(binaries, device))
 
@@ -117,25 +122,27 @@ def _graph(blobs: Mapping[str, bytes]) -> Graph:
 def _kernel_files(graph: Graph, device: Device) -> dict[str, bytes]:
     """All files of a graph's kernels, and which were refused."""
     refused: dict[str, str] = {}
+    book = Book(device, tasks_for(device)) if device.is_gpu else None
     while True:
-        kernels = kernels_of(lowering(device, refused).steps(graph))
+        kernels = kernels_of(lowering(device, refused, book or default_schedule).steps(graph))
         binaries, failures = _compiled(kernels, device)
         if not failures:
             break
         if os.environ.get("IRX_DEBUG", "0") not in ("", "0"):
             raise KernelFailed("; ".join(f"{symbol}: {reason}" for symbol, reason in failures.items()))
         refused |= failures
-    files = {CHOICES: json.dumps({"refused": refused, "triton": triton_version()}).encode()}
+    chosen = {"schedules": book.used, "origins": book.origins} if book else {"schedules": {}, "origins": {}}
+    files = {CHOICES: json.dumps({"refused": refused, "triton": triton_version(), **chosen}).encode()}
     for symbol, kernel in kernels.items():
         files[f"{symbol}.py"] = kernel.source.encode()
         files |= manifest.written(kernel, binaries[symbol], device) if symbol in binaries else {}
     return files
 
 
-def lowering(device: Device, refused: Mapping[str, str]) -> ChainedLowering:
+def lowering(device: Device, refused: Mapping[str, str], schedule: Chooser = default_schedule) -> ChainedLowering:
     """What makes the steps of a graph for a device."""
     gpu = find_device(STAND_IN) if not device.is_gpu else device
-    choices = Choices(gpu, default_schedule)
+    choices = Choices(gpu, schedule)
     return ChainedLowering(Lowering(RULES, choices, refused), choices, refused)
 
 

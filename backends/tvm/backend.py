@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import irx.ops  # noqa: F401  declares the ops that a text names
+from irx.backends.regions.book import Book, Recorded
 from irx.backends.regions.lowered import Choices, default_schedule
 from irx.backends.regions.slots import Placed
 from irx.backends.regions.steps import Steps
 from irx.backends.tvm.checking import wrong
 from irx.backends.tvm.codegen import compile_kernels, missing, try_kernels
 from irx.backends.tvm.kernel import Kernel
-from irx.backends.tvm.knobs import Book, Recorded
+from irx.backends.tvm.knobs import task
 from irx.backends.tvm.measure import latency
 from irx.backends.tvm.plan import Plan
 from irx.backends.tvm.steps import Lowering
@@ -72,7 +73,7 @@ class TvmBackend:
         IRX_DEBUG it is an error.
         """
         refused: dict[str, str] = {}
-        book = Book(device)
+        book = Book(device, task)
         placed = Placed.of(graph)
         while True:
             steps = Lowering(Choices(device, book), refused).steps(placed.graph)

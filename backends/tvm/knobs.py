@@ -1,4 +1,4 @@
-"""What can be chosen for each kernel template, and the schedule that is used for it: the search's side of templates."""
+"""What can be chosen for each kernel template: the search's side of templates."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from irx.target import Device
-from irx.tuning import Choice, Knob, Schedules, Space, Task, TaskKey
+from irx.tuning import Choice, Knob, Space, Task, TaskKey
 
 RUNNER = "irx.backends.tvm.tuning:run"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -48,39 +47,3 @@ def version(template: str) -> str:
         for path in sorted(TEMPLATES.glob(pattern)):
             found.update(path.read_bytes())
     return found.hexdigest()[:12]
-
-
-class Book:
-    """The schedules of one compilation: what was measured, shipped or lent by a similar device, else defaults.
-
-    `used` are those that are not defaults, by template and bucket, so that an artifact can be loaded with the same.
-    """
-
-    def __init__(self, device: Device) -> None:
-        self._schedules = Schedules(device)
-        self.used: dict[str, dict[str, Choice]] = {}
-        self.origins: dict[str, str] = {}
-
-    def __call__(self, template: str, bucket: str, defaults: Mapping[str, Choice]) -> Mapping[str, Choice]:
-        """The knobs to build a kernel with."""
-        chosen, origin = self._schedules.find(task(template, bucket, defaults))
-        if origin.kind != "default":
-            self.used[name(template, bucket)] = dict(chosen)
-            self.origins[name(template, bucket)] = str(origin)
-        return chosen
-
-
-class Recorded:
-    """The schedules that an earlier `Book` used."""
-
-    def __init__(self, used: Mapping[str, Mapping[str, Choice]]) -> None:
-        self._used = used
-
-    def __call__(self, template: str, bucket: str, defaults: Mapping[str, Choice]) -> Mapping[str, Choice]:
-        """The knobs to build a kernel with."""
-        return {**defaults, **self._used.get(name(template, bucket), {})}
-
-
-def name(template: str, bucket: str) -> str:
-    """One text for both."""
-    return f"{template}: {bucket}"

@@ -23,11 +23,12 @@ def run_graph(kernel: GraphKernel, inputs: Mapping[str, Any], device: torch.devi
     or without any.
     """
     with torch.no_grad():
-        outputs = kernel(*(_given(value, inputs[value.name], device) for value in kernel.inputs))
+        outputs = kernel(*(given(value, inputs[value.name], device) for value in kernel.inputs))
     return [_state(output) if isinstance(output, KVState) else to_numpy(output) for output in outputs]
 
 
-def _given(value: Value, array: Array | KVArrays, device: torch.device) -> Any:
+def given(value: Value, array: Array | KVArrays, device: torch.device) -> Any:
+    """One input as a kernel takes it: a tensor of its own, or a state with the tokens of the arrays."""
     if isinstance(value.type, KVType):
         assert isinstance(array, KVArrays)
         return _filled(empty_state(value.type, len(array.k), device), array)

@@ -60,7 +60,7 @@ class Database:
             with self._lock(file):
                 known = self._table(file)
                 new = [row for row in found if row.place not in known]
-                won = [row for row in found if row.place in known and row.seconds < known[row.place].seconds]
+                won = [row for row in found if row.place in known and row.rank < known[row.place].rank]
                 _append(file, [*new, *won])
             added, better, left = added + len(new), better + len(won), left + len(found) - len(new) - len(won)
         return Merged(added, better, left)

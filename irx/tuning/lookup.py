@@ -78,9 +78,9 @@ class Schedules:
         return task.space.default(), Origin("default")
 
     def _candidates(self, key: TaskKey) -> Iterable[tuple[str, Row]]:
-        for kind, table in (("measured", self._measured), ("shipped", self._shipped)):
-            if key in table:
-                yield "modelled" if table[key].modelled else kind, table[key]
+        here = [(kind, t[key]) for kind, t in (("measured", self._measured), ("shipped", self._shipped)) if key in t]
+        for kind, row in sorted(here, key=lambda pair: pair[1].modelled):
+            yield "modelled" if row.modelled else kind, row
         near = [(_likeness(self.device, row.device), row) for row in self._others.get(key, ())]
         ranked = sorted((pair for pair in near if pair[0] is not None), key=lambda pair: pair[0] or (), reverse=True)
         yield from (("nearest", row) for _, row in ranked)

@@ -48,6 +48,11 @@ class Row:
         """What the row is found by."""
         return self.device, self.key
 
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """What is better is smaller: measured before modelled, then fewer seconds."""
+        return self.modelled, self.seconds
+
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         about = {name: getattr(self, name) for name in _NUMBERS}
@@ -100,7 +105,7 @@ def faster(rows: Iterable[Row]) -> dict[Place, Row]:
     best: dict[Place, Row] = {}
     for row in rows:
         found = best.get(row.place)
-        if found is None or (row.modelled, row.seconds) < (found.modelled, found.seconds):
+        if found is None or row.rank < found.rank:
             best[row.place] = row
     return best
 

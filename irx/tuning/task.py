@@ -69,7 +69,8 @@ class Task:
 
     `runner` is `package.module:function` and `args` the plain data it gets besides the schedule. `where` says what the
     kernel is for, as module paths; `uses` how often a run of the model calls it, which decides what is tuned first.
-    `picks` are schedules that a cost model thinks well of; they are tried right after the defaults.
+    `picks` are schedules that a cost model thinks well of; they are tried right after the defaults. `model` is called
+    as the runner is where the device is not this machine's, and gives the time of a model; empty where there is none.
     """
 
     key: TaskKey
@@ -79,6 +80,7 @@ class Task:
     where: str = ""
     uses: int = 1
     picks: tuple[Schedule, ...] = ()
+    model: str = ""
 
     def default(self) -> Schedule:
         """The schedule without measurements."""

@@ -5,6 +5,9 @@
 Every candidate is built, checked and timed by the task's runner in another process. One that fails, hangs or gives a
 result that is off is refused and named in the report. The fastest of the rest must then beat the default in turns with
 it, by more than the noise of both. A row is kept as soon as its kernel is done, so a run that is killed loses little.
+
+For a device that is not this machine's, tasks with a `model` are ranked by it: the default and the model's picks are
+built and checked, nothing is timed, and rows say that they are modelled. What was measured there stays.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import TracebackType
 
 from irx import __version__
 from irx.errors import BadOption, DeviceNotFound, UnknownOption
@@ -24,8 +28,10 @@ from irx.tuning.report import Decision, TaskReport, Trial, TuneReport
 from irx.tuning.row import Row
 from irx.tuning.space import Schedule
 from irx.tuning.task import Fingerprint, Outcome, Task
+from irx.tuning.worker import attempt
 
 DUELS = 3  # turns that the default and the winner take
+CLEAR = 0.05  # the share of the default's time that a model's pick must save: it knows no better
 
 
 @dataclass(frozen=True)
@@ -57,10 +63,13 @@ def tune(
     """Tune every kernel, the ones used most first, until `seconds` are over, and add what was found to the database.
 
     `versions` of the code generator go into the rows. `progress` hears of every kernel when it is done. The order of
-    candidates depends on `seed` alone. Raises DeviceNotFound for a device that is not this machine's, UnknownOption for
-    an effort that does not exist.
+    candidates depends on `seed` alone. Raises DeviceNotFound for a device that is not this machine's and tasks without
+    a model, UnknownOption for an effort that does not exist.
     """
-    if Fingerprint.of(device) not in [Fingerprint.of(here) for here in (host_cpu(), host_gpu()) if here]:
+    here = Fingerprint.of(device) in [Fingerprint.of(found) for found in (host_cpu(), host_gpu()) if found]
+    if not here:
+        tasks = [task for task in tasks if task.model]
+    if not here and not tasks:
         raise DeviceNotFound(
             f"schedules for {device.name} can only be measured on one", fix="tune there, then irx tune --export"
         )
@@ -70,17 +79,18 @@ def tune(
     deadline = None if seconds is None else time.monotonic() + seconds
     store = database or Database()
     known = {row.key: row for row in store.rows_of(Fingerprint.of(device))}
-    about = _About(Fingerprint.of(device), {"irx": __version__, **(versions or {})})
+    about = _About(Fingerprint.of(device), {"irx": __version__, **(versions or {})}, not here)
     report = TuneReport()
-    with Worker() as worker:
+    with Worker() if here else Modeller() as worker:
         for task in sorted(_distinct(tasks), key=lambda task: -task.uses):
             if deadline is not None and time.monotonic() >= deadline:
                 report.skipped.append(task)
                 continue
-            run = _Run(task, worker, _within(amount, deadline), seed, known.get(task.key))
-            done = run.report()
+            before = known.get(task.key)
+            limits = _within(amount, deadline)
+            done = (_Run if here else _Modelled)(task, worker, limits, seed, before).report()
             report.tasks.append(done)
-            if done.best is not None:
+            if done.best is not None and (here or before is None or before.modelled):
                 store.add(about.row(done))
             progress(done)
     return report
@@ -112,6 +122,7 @@ class _About:
 
     device: Fingerprint
     versions: Mapping[str, str]
+    modelled: bool
 
     def row(self, done: TaskReport) -> Row:
         assert done.best is not None
@@ -126,7 +137,22 @@ class _About:
             refused=len(done.refused),
             when=time.strftime("%Y-%m-%d"),
             versions=self.versions,
+            modelled=self.modelled,
         )
+
+
+class Modeller:
+    """Tries candidates with their tasks' models, in this process: what they build runs in processes of its own."""
+
+    def __enter__(self) -> Modeller:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        pass
+
+    def attempt(self, task: Task, schedule: Schedule, limit: float) -> Outcome:
+        """The outcome of one candidate, its time that of the model."""
+        return attempt(task.model, task.args, schedule)
 
 
 @dataclass
@@ -134,7 +160,7 @@ class _Run:
     """The search for one kernel."""
 
     task: Task
-    worker: Worker
+    worker: Worker | Modeller
     effort: Effort
     seed: int
     known: Row | None
@@ -154,10 +180,14 @@ class _Run:
             return TaskReport(self.task, self.trials, Decision.DEFAULT, default, default)
         return self._duel(default, best)
 
+    def _starts(self) -> list[Schedule]:
+        """What is tried first: the default, what won before, and the picks."""
+        earlier = self.task.space.adopt(self.known.schedule) if self.known else None
+        return [self.task.default(), *([earlier] if earlier else []), *self.task.picks]
+
     def _search(self) -> None:
         """The default comes first whatever the budget; the rest while there is time."""
-        earlier = self.task.space.adopt(self.known.schedule) if self.known else None
-        starts = [self.task.default(), *([earlier] if earlier else []), *self.task.picks]
+        starts = self._starts()
         climb, begin = Climb(self.task.space, starts, self.seed), time.monotonic()
         while len(self.trials) < self.effort.trials:
             if self.trials and time.monotonic() - begin >= self.effort.seconds:
@@ -195,3 +225,20 @@ class _Run:
         if schedule == default.schedule:
             return TaskReport(self.task, self.trials, Decision.FASTER, best)
         return TaskReport(self.task, self.trials, Decision.DEFAULT, default, default)
+
+
+class _Modelled(_Run):
+    """The choice for one kernel by its model: nothing drifts, so nothing has to be timed in turns."""
+
+    def _search(self) -> None:
+        begin = time.monotonic()
+        for schedule in dict.fromkeys(self._starts()):
+            if len(self.trials) >= self.effort.trials or time.monotonic() - begin >= self.effort.seconds:
+                return
+            self._try(schedule)
+
+    def _duel(self, default: Trial, best: Trial) -> TaskReport:
+        won = best.seconds < (1 - CLEAR) * default.seconds
+        return TaskReport(
+            self.task, self.trials, Decision.FASTER if won else Decision.DEFAULT, best if won else default, default
+        )
