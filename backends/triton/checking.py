@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,11 @@ CODED = 0.15
 
 
 def plan_of(program: Program, graph: Graph, step: Step, executor: Executor, device: Device) -> Plan:
-    """A plan of one region with random weights, which `program` has then."""
+    """A plan of one region with random weights, which `program` has then; frequencies of rope are no random numbers."""
+    for node in step.site.body.nodes:
+        table = step.site.actual(node.inputs[2]) if node.op.name == "rope" and node.inputs[2] is not None else None
+        if isinstance(table, Weight):
+            program.weights.bind(table.name, partial(_frequencies, int(str(table.shape[0]))))
     bind_random_weights(program.weights)
     placed = Placed.of(graph)
     made = Plan(placed, Steps(placed.graph, [step], order=[step.site]), executor, device, {})
@@ -73,6 +78,10 @@ def _filled(state: KVArrays, tokens: int, source: np.random.Generator) -> KVArra
     keys, values = (source.standard_normal(array.shape) for array in (state.k, state.v))
     positions = np.broadcast_to(np.arange(tokens), state.positions.shape).copy()
     return replace(state, k=state.stored(keys), v=state.stored(values), positions=positions)
+
+
+def _frequencies(pairs: int) -> np.ndarray:
+    return np.float32(10000.0) ** -(np.arange(pairs, dtype=np.float32) / pairs)
 
 
 def inputs_of(plan: Plan, graph: Graph, sizes: Mapping[str, int]) -> Sequence[Any]:

@@ -7,6 +7,8 @@ fit, their numbers are checked in the interpreter on a region cut down to a few 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -16,13 +18,14 @@ from typing import Any
 import torch
 
 import irx.ops  # noqa: F401  declares the ops that a text names
+from irx import __version__
 from irx.analysis.occupancy import Block
 from irx.backends.regions.asked import Asked, Chooser, Knobs, Tunables
 from irx.backends.regions.lowered import Choices
 from irx.backends.regions.slots import Placed
 from irx.backends.regions.steps import Lowering, Step
 from irx.backends.triton.checking import error, inputs_of, limit_of, plan_of
-from irx.backends.triton.compiling import compile_kernels, try_kernels
+from irx.backends.triton.compiling import compile_kernels, triton_version, try_kernels
 from irx.backends.triton.executors import Gpu, Interpreter
 from irx.backends.triton.kernel import Kernel
 from irx.backends.triton.knobs import MODEL, tasks_for
@@ -30,6 +33,7 @@ from irx.backends.triton.modelling import modelled, picks, seconds_of
 from irx.backends.triton.resources import read_usage
 from irx.backends.triton.rules import RULES
 from irx.backends.triton.usage import Usage
+from irx.cache import CacheKey, Store
 from irx.errors import IRXError
 from irx.ir.dims import evaluate as number
 from irx.ir.graph import Graph
@@ -142,12 +146,20 @@ def _calm(space: Space) -> Space:
 
 
 def _checked(args: Mapping[str, Any], schedule: Schedule, device: Device) -> tuple[float, float]:
-    """(error, allowed) of the schedule in the interpreter, on a region of few tiles."""
+    """(error, allowed) of the schedule in the interpreter, on a region of few tiles; kept, as devices share it."""
     text, sizes = cut_down(args["program"], args["template"], schedule), _few(args)
     program, graph, step = _candidate(text, device, _always(args["template"], schedule))
-    plan = plan_of(program, graph, step, Interpreter(), device)
-    tokens = 3 * int(schedule["tokens"]) + 5 if args["template"] == "attention_decode" else 0
-    return error(program, graph, plan, sizes, tokens), limit_of(step)
+    symbols = [kernel.symbol for kernel in _kernels(step, sizes)]
+    source = hashlib.sha256(json.dumps([text, symbols, sizes]).encode()).hexdigest()
+    store, key = Store(), CacheKey("interpreted", source, versions=(("irx", __version__), ("triton", triton_version())))
+    found = store.load(key)
+    if found is None:
+        plan = plan_of(program, graph, step, Interpreter(), device)
+        tokens = 3 * int(schedule["tokens"]) + 5 if args["template"] == "attention_decode" else 0
+        off = error(program, graph, plan, sizes, tokens)
+        found = {"error": json.dumps(float(off)).encode()}
+        store.save(key, found)
+    return float(json.loads(found["error"])), limit_of(step)
 
 
 def _always(template: str, schedule: Schedule) -> Chooser:
