@@ -3,7 +3,8 @@
     python -m irx.bench.schedules                  # all devices, into irx/tuning/library
     python -m irx.bench.schedules a100-80gb l4 --models smollm2-135m
 
-Kernels of the programs that the bench ships, in bf16 and with weights of 4 bits. Only what beats the default clearly
+Kernels of the programs that the bench ships, in bf16; of products with few rows the defaults are what the model wants.
+Only what beats the default clearly
 is written, and every row says that it was modelled; `irx tune` on the device replaces it.
 """
 
@@ -13,20 +14,21 @@ import sys
 import tempfile
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
-from irx.tuning import Database, Decision, Effort, Row, Task, TaskReport, tune, write_document
+from irx.target import devices, find_device
+from irx.tuning import Database, Decision, Effort, Task, TaskKey, TaskReport, tune, write_document
 from irx.tuning.lookup import LIBRARY
 
-PIPELINES = ("default", "default | quantize-weights{bits=4}")
-TRIED = ("gemm", "attention_decode", "attention_flash", "matvec")
+PIPELINES = ("default",)
+TRIED = ("gemm", "attention_decode", "attention_flash")
 EFFORT = Effort(trials=4, seconds=120.0, limit=60.0)
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Write one file for each device."""
     from irx.bench.programs import shapes
-    from irx.target import devices
 
     parser = ArgumentParser(prog="python -m irx.bench.schedules", description=(__doc__ or "").split("\n")[0])
     gpus = [name for name, device in sorted(devices().items()) if device.is_gpu]
@@ -36,40 +38,31 @@ def main(words: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(words)
     arguments.output.mkdir(parents=True, exist_ok=True)
     for name in arguments.devices:
-        rows = modelled_rows(name, arguments.models)
-        (arguments.output / f"{name}.json").write_text(write_document(rows), encoding="utf-8")
-        print(f"{name}: {len(rows)} schedules", flush=True)
+        count = write_rows(name, arguments.models, arguments.output / f"{name}.json")
+        print(f"{name}: {count} schedules", flush=True)
 
 
-def modelled_rows(device: str, models: Sequence[str]) -> list[Row]:
-    """The rows of one device that are no defaults."""
-    from importlib.metadata import version
-
-    from irx.target import find_device
-
+def write_rows(device: str, models: Sequence[str], file: Path) -> int:
+    """Write the rows of one device that are no defaults, as they are found; how many there are."""
     found: dict[str, Task] = {}
     for model in models:
         for pipeline in PIPELINES:
             found |= {str(task.key): task for task in _tasks(model, device, pipeline) if task.picks}
-    won: set[object] = set()
-
-    def heard(done: TaskReport) -> None:
-        if done.decision is Decision.FASTER:
-            won.add(done.task.key)
-        print(f"  {done.task.key}: {done.decision.name.lower()}", file=sys.stderr, flush=True)
-
+    won: set[TaskKey] = set()
     with tempfile.TemporaryDirectory() as folder:
         database = Database(Path(folder))
-        versions = {"triton": version("triton")}
-        tune(
-            list(found.values()),
-            find_device(device),
-            effort=EFFORT,
-            database=database,
-            versions=versions,
-            progress=heard,
-        )
-        return [row for row in database.rows() if row.key in won]
+
+        def heard(done: TaskReport) -> None:
+            if done.decision is Decision.FASTER:
+                won.add(done.task.key)
+            rows = [row for row in database.rows() if row.key in won]
+            file.write_text(write_document(rows), encoding="utf-8")
+            print(f"  {done.task.key}: {done.decision.name.lower()}", file=sys.stderr, flush=True)
+
+        known = {"triton": version("triton")}
+        tasks = list(found.values())
+        tune(tasks, find_device(device), effort=EFFORT, database=database, versions=known, progress=heard)
+    return len(won)
 
 
 def _tasks(model: str, device: str, pipeline: str) -> list[Task]:

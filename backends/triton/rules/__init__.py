@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from irx.backends.regions.lowered import Rule
-from irx.backends.triton.rules import attention, linear, regions
+from irx.backends.triton.rules import attention, linear, regions, tokens
 
-RULES: tuple[Rule, ...] = (linear.rule, attention.rule, regions.rule)
+RULES: tuple[Rule, ...] = (linear.rule, attention.rule, tokens.rule, regions.rule)

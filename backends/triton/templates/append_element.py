@@ -5,6 +5,8 @@ Codes are made as `irx.runtime.kv_codes` and the oracle make them: `SymmetricByt
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from irx.backends.triton.templates.attention_arguments import Arguments
 from irx.backends.triton.templates.attention_storage import Slots
 from irx.backends.triton.templates.rope import ROUNDING
@@ -42,10 +44,26 @@ def _symmetric(w: Writer, arguments: Arguments, slots: Slots, tokens: str, first
 def _token_codes(
     w: Writer, arguments: Arguments, slots: Slots, tokens: str, d: str, first: str, slot: str, mask: str
 ) -> str:
-    s = slots.storage
-    top = float(2**s.bits - 1)
+    inside = f"{d} < {slots.storage.channels}"
+    grid = emit_grid(w, tokens, inside, slots.storage.bits)
+    _parameter(w, arguments, slots, "scale", grid.step, first, slot, mask)
+    _parameter(w, arguments, slots, "zero", grid.low, first, slot, mask)
+    return w.let(f"tl.where({inside}, {grid.code}, 0.0)", "code")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Names of a tile of codes [M, width], and of each row's step and lowest value [M, 1], all in float32."""
+
+    code: str
+    step: str
+    low: str
+
+
+def emit_grid(w: Writer, tokens: str, inside: str, bits: int) -> Grid:
+    """Rows [M, width] of a float32 tile as codes of their own grids; `inside` masks the channels there are."""
+    top = float(2**bits - 1)
     tokens = w.let(f"tl.minimum(tl.maximum({tokens}, {-HALF_MAX}), {HALF_MAX})", "tokens")
-    inside = f"{d} < {s.channels}"
     least = w.let(f"tl.min(tl.where({inside}, {tokens}, {HALF_MAX}), 1, keep_dims=True)", "least")
     most = w.let(f"tl.max(tl.where({inside}, {tokens}, {-HALF_MAX}), 1, keep_dims=True)", "most")
     low = w.let(_half(least), "low")
@@ -54,10 +72,8 @@ def _token_codes(
     larger = _half(f"({step} + {_next_half(step)})")
     step = w.let(f"tl.where({step} * {top} + {low} < {most}, {larger}, {step})", "step")
     step = w.let(f"tl.where({step} == 0.0, 1.0, {step})", "step")
-    _parameter(w, arguments, slots, "scale", step, first, slot, mask)
-    _parameter(w, arguments, slots, "zero", low, first, slot, mask)
     code = w.let(_nearest(f"({tokens} - {low}) * (1.0 / {step})"), "code")
-    return w.let(f"tl.where({inside}, tl.minimum(tl.maximum({code}, 0.0), {top}), 0.0)", "code")
+    return Grid(w.let(f"tl.minimum(tl.maximum({code}, 0.0), {top})", "code"), step, low)
 
 
 def _packed(w: Writer, slots: Slots, codes: str) -> str:
