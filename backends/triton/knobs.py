@@ -59,7 +59,7 @@ def _fits(device: Device, template: str, schedule: Schedule) -> bool:
     gpu = device.gpu
     assert gpu is not None
     chosen = {name: int(value) for name, value in schedule.items()}
-    threads = chosen["warps"] * gpu.warp_threads
+    threads = chosen.get("warps", 1) * gpu.warp_threads
     if threads > MAX_THREADS:
         return False
     if _sums(template, chosen) > threads * gpu.max_registers // 2:
