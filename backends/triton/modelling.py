@@ -27,7 +27,7 @@ from irx.tuning import Choice
 Numbers: TypeAlias = Mapping[str, int]
 Works: TypeAlias = list[tuple[Work, Block]]
 
-CONTEXTS = (512, 8192)  # tokens of a state that a schedule for any length is judged by
+CONTEXTS = (512, 4096, 32768)  # tokens of a state that a schedule for any length is judged by
 PROMPT = 512  # rows that stand for any number of them
 FEW_REGISTERS = 40  # of a thread, beside sums and loads
 
