@@ -318,6 +318,15 @@ class SharedPrefix(IRXError):
         )
 
 
+class OutOfPages(IRXError):
+    """The tokens of a session and its forks need more pages than the cache may have."""
+
+    def __init__(self, wanted: int, most: int, page: int) -> None:
+        self.wanted, self.most = wanted, most
+        what = f"{wanted} pages of {page} tokens are wanted, but the cache of a session and its forks has {most}"
+        super().__init__(what, fix=f"truncate or drop sessions, or compile with kv-paged{{pages={wanted}}} or more")
+
+
 class TokensEvicted(IRXError):
     """A session is to go back behind tokens by which others were evicted from its cache."""
 

@@ -47,7 +47,9 @@ class States:
             if state.kept is not None:
                 state.kept.reserve(state, needed)
             elif needed > step.room:
-                state.reserve(needed, _UNLIMITED)
+                if state.step is None:
+                    state.own()
+                state.admit(step, _UNLIMITED)
             state.lengths = step.lengths
         return self._known
 

@@ -174,6 +174,9 @@ class KVType:
     need not hold them. None: any token may be read.
 
     `prefix`: the first tokens may be those of another state, of one row, that all rows share; slots count from them on.
+
+    `page`: slots lie in pages of so many, which rows take as they grow, wherever there are some; a table says which.
+    `pages` is how many there may be for all rows of a session and its forks; None is as many as memory has.
     """
 
     heads: int
@@ -189,6 +192,8 @@ class KVType:
     prefix: bool = False
     window: int | None = None
     sinks: int = 0
+    page: int | None = None
+    pages: int | None = None
 
     @property
     def storage(self) -> str:
@@ -216,6 +221,8 @@ class KVType:
         parts += ["prefix=shared"] if self.prefix else []
         parts += [f"window={self.window}"] if self.window is not None else []
         parts += [f"sinks={self.sinks}"] if self.sinks else []
+        parts += [f"page={self.page}"] if self.page is not None else []
+        parts += [f"pages={self.pages}"] if self.pages is not None else []
         return f"kv<{', '.join(parts)}>"
 
 

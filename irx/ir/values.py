@@ -144,6 +144,8 @@ _KV_FIELDS = (
     "prefix",
     "window",
     "sinks",
+    "page",
+    "pages",
 )
 
 
@@ -173,8 +175,11 @@ def _kv_type(text: str) -> KVType:
     sinks = _count(fields, "sinks") if "sinks" in fields else 0
     if window == 0 or (sinks and window is None):
         raise ValueError("a KV type has a window of 1 at least, and sinks beside it alone")
+    page, pages = (_count(fields, name) if name in fields else None for name in ("page", "pages"))
+    if page == 0 or pages == 0 or (pages is not None and page is None):
+        raise ValueError("a KV type has pages of 1 slot at least, and their number beside that alone")
     sizes = (heads, value_heads, k_dim, v_dim)
-    return KVType(*sizes, dtype, layout, capacity, other, code, kept, prefix is not None, window, sinks)
+    return KVType(*sizes, dtype, layout, capacity, other, code, kept, prefix is not None, window, sinks, page, pages)
 
 
 def _share(text: str) -> float:

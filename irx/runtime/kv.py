@@ -18,6 +18,7 @@ from irx.errors import SharedPrefix, TokensEvicted
 from irx.ir.codes import tailed
 from irx.ir.types import KVType
 from irx.runtime.kv_kept import Kept
+from irx.runtime.kv_paged import PagedPlane, PageTable
 from irx.runtime.kv_planes import DensePlane, Plane, planes_of, rounded
 from irx.runtime.kv_ring import Ring
 from irx.runtime.kv_tailed import TailedKeys, TailedPlane, tailed_planes
@@ -68,7 +69,7 @@ class KVState:
     They lie in planes (`irx.runtime.kv_planes`), by the layout of the site's KVType.
     """
 
-    __slots__ = ("kept", "keys", "lengths", "positions", "prefix", "ring", "step", "values")
+    __slots__ = ("kept", "keys", "lengths", "paged", "positions", "prefix", "ring", "step", "values")
 
     def __init__(
         self, k: Tensor | Plane, v: Tensor | Plane, lengths: tuple[int, ...], positions: Tensor | None = None
@@ -78,6 +79,7 @@ class KVState:
         self.lengths = lengths
         self.positions = positions
         self.kept: Kept | None = None
+        self.paged: PageTable | None = None
         self.prefix: KVState | None = None
         self.ring: Ring | None = None
         self.step: Step | None = None
@@ -98,8 +100,11 @@ class KVState:
     def part(self, name: str) -> Tensor:
         """An array as it is stored: `k`, `v`, and of codes `k_scale`, `v_zero`, `k_tail` and so on, as they have them.
 
-        `prefix_k` and so on are those of the prefix, its own where it has none. Raises KeyError for another.
+        `prefix_k` and so on are those of the prefix, its own where it has none; `pages` says which page of `k` and `v`
+        holds which slots of a row. Raises KeyError for another.
         """
+        if name == "pages" and self.paged is not None:
+            return self.paged.tensor
         if name.startswith("prefix_"):
             return (self.prefix or self).part(name.removeprefix("prefix_"))
         side, _, parameter = name.partition("_")
@@ -112,7 +117,12 @@ class KVState:
         return self.keys.capacity
 
     def number(self, name: str) -> int:
-        """What kernels are told: `capacity`, and `prefix_capacity` and `prefix_length`, 0 tokens without a prefix."""
+        """What kernels are told: `capacity`; `prefix_capacity` and `prefix_length`, 0 tokens without a prefix.
+
+        `columns` are the pages that a row of the table has room for.
+        """
+        if name == "columns":
+            return 0 if self.paged is None else self.paged.columns
         if name == "prefix_length":
             return 0 if self.prefix is None else self.prefix.lengths[0]
         return (self.prefix or self).capacity if name == "prefix_capacity" else self.capacity
@@ -126,18 +136,39 @@ class KVState:
 
     @property
     def bytes(self) -> int:
-        """Bytes allocated."""
+        """Bytes allocated; of pages that forks read too, a part."""
+        if self.paged is not None:
+            return self.paged.bytes
         positions = 0 if self.positions is None else self.positions.numel() * self.positions.element_size()
         return self.keys.bytes + self.values.bytes + positions + (0 if self.kept is None else self.kept.bytes)
 
     def reserve(self, slots: int, limit: int) -> None:
         """Make room for `slots`, in doubling buckets of at most `limit`. Slots are zero: masked ones must be finite."""
+        if self.paged is not None:
+            self.paged.extend(self.lengths, (slots,) * len(self.lengths))
+            return
         if slots <= self.capacity:
             return
         size = rounded(bucket(slots, limit), self.keys.arrangement)
         self.keys, self.values = self.keys.grown(size), self.values.grown(size)
         if self.positions is not None:
             self.positions = _grown(self.positions, size)
+
+    def admit(self, step: Step, limit: int) -> None:
+        """Make room for the tokens of a step, of a call that lengthens rows. Raises OutOfPages."""
+        if self.paged is None:
+            self.reserve(step.needed, limit)
+        else:
+            self.paged.extend(self.lengths, step.lengths)
+
+    def room(self, step: Step) -> int:
+        """How long the longest row may become while all grow alike, behind a step that was admitted."""
+        return self.capacity if self.paged is None else self.paged.room(step.lengths)
+
+    def own(self) -> None:
+        """Let nobody else read what may be written to anywhere."""
+        if self.paged is not None:
+            self.paged.own()
 
     def slot_positions(self) -> Tensor:
         """The position of the token in each slot, i64[B, G, capacity], -1 where there is none."""
@@ -164,7 +195,11 @@ class KVState:
         return keys, self.values.take(index, keys.capacity)
 
     def clone(self) -> KVState:
-        """An independent copy."""
+        """An independent copy; pages are copied when one of the two writes to them."""
+        if self.paged is not None:
+            forked = _paged(self.paged.fork(), self.lengths)
+            forked.step = self.step
+            return forked
         positions = None if self.positions is None else self.positions.clone()
         copy = KVState(self.keys.clone(), self.values.clone(), self.lengths, positions)
         copy.kept, copy.prefix, copy.ring = self.kept, self.prefix, self.ring
@@ -181,6 +216,8 @@ class KVState:
         for plane in (self.keys, self.values):
             if isinstance(plane, TailedPlane):
                 plane.truncate(self.lengths, lengths)
+        if self.paged is not None:
+            self.paged.truncate(lengths)
         self.lengths = lengths
         if self.positions is not None:
             limits = torch.tensor(lengths, device=self.keys.device)[:, None, None]
@@ -204,19 +241,33 @@ class KVState:
                 raise TokensEvicted(wanted, least)
 
     def loosen(self) -> None:
-        """Carry all positions, so that slots may lie in any order from here on."""
+        """Carry all positions, so that slots may lie in any order from here on; they leave their pages."""
         self.positions, self.kept = self.slot_positions(), None
+        if self.paged is not None:
+            slots = torch.arange(self.capacity, device=self.keys.device)
+            self.keys, self.values = self.planes_at(slots.expand(*self.positions.shape[:2], -1))
+            self.paged = None
 
 
 def empty_state(kv: KVType, batch: int, device: torch.device, capacity: int = 0) -> KVState:
     """A state without tokens, in the type's layout."""
     code = tailed(kv.code)
+    if kv.page is not None:
+        table = PageTable.of(kv, batch, device)
+        table.extend((0,) * batch, (capacity,) * batch)
+        return _paged(table, (0,) * batch)
     if code is None:
         state = KVState(*planes_of(kv, batch, device, capacity), (0,) * batch)
         state.ring = None if kv.window is None else Ring.of(kv.window, kv.sinks, batch, kv.heads, device)
         return state
     slots = rounded(capacity, TailedKeys.stored_as)
     return KVState(*tailed_planes(kv, code, batch, device, slots), (0,) * batch)
+
+
+def _paged(table: PageTable, lengths: tuple[int, ...]) -> KVState:
+    state = KVState(PagedPlane(table, "keys"), PagedPlane(table, "values"), lengths)
+    state.paged = table
+    return state
 
 
 def bucket(slots: int, limit: int) -> int:

@@ -51,6 +51,11 @@ LAYOUTS = ("dense", "blocked")
 _NUMBERS = itertools.count()
 
 
+def numbered() -> int:
+    """A number that no plane has had."""
+    return next(_NUMBERS)
+
+
 class Plane:
     """Tokens [B, G, slots, channels] in one arrangement and coding: `tensor`, and `parameters` [B, G, slots] by name.
 
@@ -68,7 +73,7 @@ class Plane:
         self.arrangement = arrangement
         self.coding = coding
         self.parameters = parameters
-        self.number = next(_NUMBERS)
+        self.number = numbered()
 
     @property
     def capacity(self) -> int:

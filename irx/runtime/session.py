@@ -45,6 +45,9 @@ class Session:
         self._repeated: Repeated | None = None
         self._behind = False  # repeated steps do not tell the states how long the rows are
         self._slots = 0  # that every dense state is known to have
+        self._paged = any(state.paged is not None for state in self._all.values())
+        self._forked = False  # others may move the pages
+        self._planes: list[int] = []  # that the repeated step has noted, where others may
         self._prefix = prefix
         if prefix is not None:
             self._lengths = (prefix.length,) * batch
@@ -86,6 +89,8 @@ class Session:
         limit = self._decoder.max_length or _UNLIMITED
         if self._repeated is None or max(self._lengths) >= min(self._slots - 1, limit):
             return None
+        if self._forked and self._planes != self._numbers():
+            return None
         with self._decoder.lock:
             logits = self._repeated(ids, self._lengths)
         if logits is not None:
@@ -126,13 +131,21 @@ class Session:
         self._lengths = left
         for state in self._states.values():
             state.truncate(self._lengths)
+        if self._paged:  # what is given back is no longer known to be there
+            self._slots = 0
 
     def fork(self) -> Session:
         """An independent session with the same tokens."""
         other = Session(self._decoder, self.batch, self._encoded)
         other._all = {name: state.clone() for name, state in self._states.items()}
         other._lengths, other._prefix = self._lengths, self._prefix
+        if self._paged:  # the next token of either goes to a page that both read
+            self._slots, self._forked, other._forked = 0, True, True
         return other
+
+    def _numbers(self) -> list[int]:
+        """Changes where a state moves."""
+        return [state.keys.number for state in self._all.values()]
 
     def freeze(self) -> Prefix:
         """The tokens of this session, of one row, for others to begin with; the session itself is empty afterwards."""
@@ -177,7 +190,7 @@ class Session:
             state.step = step
             if state.ring is not None:
                 state.ring.prepare(state, single)
-        if step.needed > self._slots:
+        if step.needed > self._slots or (self._paged and not single):
             self._reserve(step)
         step.room = self._slots
 
@@ -185,14 +198,15 @@ class Session:
         limit = (self._decoder.max_length or _UNLIMITED) + (step.needed - step.end)
         dense = [state for state in self._states.values() if state.positions is None and state.kept is None]
         for state in dense:
-            state.reserve(step.needed, limit)
-        self._slots = min((state.capacity for state in dense), default=_UNLIMITED)
+            state.admit(step, limit)
+        self._slots = min((state.room(step) for state in dense), default=_UNLIMITED)
 
     def _run(self, ids: Tensor, placed: Placement, keep: int) -> Tensor:
         decoder = self._decoder
         kernel, tensors = self._call(ids, placed, keep)
         logits = decoder.run(kernel, tensors, self._states)
         self._repeated = decoder.repeated(tensors, self._states) if kernel is decoder.decode else None
+        self._planes = self._numbers() if self._forked else []
         if kernel is decoder.decode or decoder.slices_rows:
             return logits
         rows = wanted_rows(placed, keep, ids.shape[1]).to(decoder.device)

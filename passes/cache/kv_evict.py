@@ -182,6 +182,7 @@ def _obstacle(program: Program, graph: Graph, state: Value, readers: list[Node])
     read = any(fused(g, v) for g in others for v in states_of(g) if v.name == state.name)
     reasons = (
         (read, f"%{state.name} is read in a fused region: tokens are chosen before"),
+        (kv.page is not None, f"%{state.name} lies in pages, which are given back from the end only"),
         (not readers or not appended, f"nothing attends to what is appended to %{state.name}"),
         (any(n.op.name == "kv_keep" for n in users(graph, state)), f"%{state.name} loses tokens already"),
         (kv.heads != kv.value_heads, f"{kv.heads} heads of keys, but {kv.value_heads} of values"),

@@ -185,6 +185,8 @@ def _torn(graph: Graph, state: Value, kv: KVType, code: TailedCode) -> str | Non
         return f"values of {kv.v_dim} channels are no whole groups of {code.group}"
     if kv.capacity is not None or kv.kept is not None or kv.window is not None:
         return f"%{state.name} keeps some tokens only: groups of tokens cannot be torn apart"
+    if kv.page is not None:
+        return f"%{state.name} lies in pages, and groups of tokens behind a tail do not"
     if kv.prefix:
         return f"%{state.name} shares prefixes, into which a tail would slide"
     for value in _versions(graph, state):

@@ -92,6 +92,7 @@ class _Change:
         reasons = (
             (read, f"%{state.name} is read in a fused region: rings are made before"),
             (not readers or not appended, f"nothing attends to what is appended to %{state.name}"),
+            (kv.page is not None, f"%{state.name} lies in pages: a window needs few slots, in one place"),
             (kv.kept is not None or kv.prefix, f"%{state.name} does not hold its tokens side by side"),
             (kv.window is not None, f"%{state.name} is a ring already"),
             (kv.heads != kv.value_heads, f"{kv.heads} heads of keys, but {kv.value_heads} of values"),

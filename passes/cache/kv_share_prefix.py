@@ -65,6 +65,8 @@ def _obstacle(graph: Graph, state: Value) -> str | None:
         return f"%{state.name} shares prefixes already"
     if kv.kept is not None or kv.capacity is not None or kv.window is not None:
         return f"%{state.name} keeps some tokens only: which ones would differ from row to row"
+    if kv.page is not None:
+        return f"%{state.name} lies in pages: rows that begin alike are forks, which read the same ones"
     if tailed(kv.code) is not None:
         return f"%{state.name} is stored as {kv.code}, whose tail slides into the prefix"
     if kv.heads != kv.value_heads:

@@ -32,6 +32,7 @@ from irx.ir.types import KVType
 from irx.pipeline.base import Context, Effect, NearMiss, Pass, Report, Site, Stage
 
 STORAGES = ("f32", "bf16", "i8", "token8", "token4")
+TILE = 64  # slots that kernels read at once
 USERS = ("kv_append", "kv_attention", "kv_keep")
 
 
@@ -78,6 +79,8 @@ def _obstacle(graph: Graph, state: Value) -> NearMiss | None:
         return NearMiss(graph.name, place, f"%{state.name} has the layout {kv.layout}")
     if kv.storage not in STORAGES and tailed(kv.code) is None:
         return NearMiss(graph.name, place, f"no kernel reads blocks of {kv.storage}")
+    if kv.page is not None and kv.page % TILE:
+        return NearMiss(graph.name, place, f"pages of {kv.page} slots are no whole tiles of {TILE}")
     if kv.heads != kv.value_heads:
         return NearMiss(graph.name, place, f"{kv.heads} heads of keys, but {kv.value_heads} of values")
     for value in _versions(graph, state):

@@ -24,6 +24,8 @@ def kv_append(kv: KVState, k: Tensor, v: Tensor, pos: Tensor, slots: Tensor | No
     step = kv.step or _step(kv, pos)
     if kv.positions is not None or step is None:
         return _append_anywhere(kv, k, v, pos)
+    if kv.paged is not None:
+        return _append_paged(kv, step, k, v, pos)
     kv.reserve(step.needed, _UNLIMITED)
     kv.lengths = step.lengths
     if step.uniform:
@@ -41,6 +43,20 @@ def kv_append(kv: KVState, k: Tensor, v: Tensor, pos: Tensor, slots: Tensor | No
 def _step(kv: KVState, pos: Tensor) -> Step | None:
     """The step for a call without a session; looks at the positions."""
     return step_of(kv.lengths, pos.tolist())
+
+
+def _append_paged(kv: KVState, step: Step, k: Tensor, v: Tensor, pos: Tensor) -> KVState:
+    """Into the pages that hold the slots of these positions; padding has none."""
+    if kv.step is None:
+        kv.own()
+    kv.admit(step, _UNLIMITED)
+    kv.lengths = step.lengths
+    rows, columns = (pos >= 0).nonzero(as_tuple=True)
+    slots = pos[rows, columns]
+    heads = torch.arange(k.shape[1], device=pos.device), torch.arange(v.shape[1], device=pos.device)
+    for plane, own, tokens in zip((kv.keys, kv.values), heads, (k, v), strict=True):
+        plane.put(rows[:, None], own, slots[:, None], tokens[rows, :, columns])
+    return kv
 
 
 def _append_anywhere(kv: KVState, k: Tensor, v: Tensor, pos: Tensor) -> KVState:

@@ -160,8 +160,8 @@ def _check_state(kv: KVType) -> None:
         raise Refusal(f"a cache in the layout {kv.layout}")
     if kv.prefix:
         raise Refusal("a cache behind a prefix that rows share")
-    if kv.prefix:
-        raise Refusal("a cache whose rows share a prefix")
+    if kv.page is not None:
+        raise Refusal("a cache in pages")
     if kv.code not in (None, *CODES) or kv.code is None and kv.dtype not in ("f32", "f16", "bf16", "i8"):
         raise Refusal(f"a cache stored as {kv.storage}")
     if kv.heads != kv.value_heads:

@@ -28,6 +28,7 @@ from irx.backends.tvm.templates.attention_form import BLOCK, KEYS, Form, instruc
 from irx.backends.tvm.templates.attention_kernel import Sources
 from irx.backends.tvm.templates.attention_split import split
 from irx.backends.tvm.templates.attention_storage import STORAGES, Storage, Tailed, storage_of
+from irx.backends.tvm.templates.pages import Pages
 from irx.ir.codes import tailed
 from irx.ir.dims import Dim
 from irx.ir.graph import Graph, Value
@@ -124,6 +125,7 @@ class _Lowering:
             positions=None if attend.positions is None else Data(attend.positions.base),
             keys=keys,
             prefix=_prefix_numbers(attend),
+            pages=None if attend.state is None or attend.kv is None else _pages(attend.state, attend.kv),
             table=None if attend.table is None else (Data(attend.table), attend.table.dtype),
             sinks=None if attend.sinks is None else (Data(attend.sinks), attend.sinks.dtype),
             bias=None if bias is None else bias.buffer,
@@ -134,7 +136,8 @@ class _Lowering:
 
 def _work(append: Append, part: str, parts: dict[str, Binding]) -> Work:
     heads = append.k if part == "k" else append.v
-    return Stored(heads, part, _storage(append.kv), parts, Capacity(append.state), append.positions)
+    pages = _pages(append.state, append.kv)
+    return Stored(heads, part, _storage(append.kv), parts, Capacity(append.state), append.positions, pages)
 
 
 def _check_state(kv: KVType) -> None:
@@ -143,6 +146,8 @@ def _check_state(kv: KVType) -> None:
     store = _storage(kv)
     if isinstance(store, Tailed):
         _check_tailed(store, kv)
+    if kv.page is not None and kv.page % KEYS:
+        raise Refusal(f"pages of {kv.page} slots: kernels read {KEYS} keys at once")
     if kv.heads != kv.value_heads:
         raise Refusal("different numbers of key and value heads")
 
@@ -164,6 +169,11 @@ def _state_parts(state: Value, kv: KVType) -> dict[str, Binding]:
     names = _storage(kv).arrays
     shared = [f"prefix_{name}" for name in names] if kv.prefix else []
     return {name: StatePart(state, name) for name in (*names, *shared)}
+
+
+def _pages(state: Value, kv: KVType) -> Pages | None:
+    """How kernels find the slots of a state that lie in pages."""
+    return None if kv.page is None else Pages(StatePart(state, "pages"), Capacity(state, "columns"), kv.page)
 
 
 def _prefix_numbers(attend: Attend) -> tuple[Binding, Binding] | None:

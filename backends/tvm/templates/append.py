@@ -21,6 +21,7 @@ from irx.backends.tvm.templates.append_tailed import Token, store_key, store_val
 from irx.backends.tvm.templates.attention_form import BLOCK, Form, value_width
 from irx.backends.tvm.templates.attention_storage import Storage, Tailed
 from irx.backends.tvm.templates.instructions import reduced
+from irx.backends.tvm.templates.pages import Pages
 from irx.backends.tvm.writer import LANES, STORAGE, Writer, at, bf16_bits, splat, widened
 from irx.ir.dims import Dim
 
@@ -44,6 +45,7 @@ class Stored:
     targets: dict[str, Binding]
     capacity: Binding
     positions: View | None
+    pages: Pages | None = None
 
 
 @dataclass(frozen=True)
@@ -240,14 +242,19 @@ class _Prepare:
     def _store(self, work: Stored, b: str, h: str, slot: str) -> None:
         w, part, store = self.w, work.part, work.store
         heads = work.heads.count
-        if "capacity" not in self.arguments.bindings:
+        if work.pages is not None:
+            work.pages.declare(self.arguments)
+        elif "capacity" not in self.arguments.bindings:
             self.arguments.number("capacity", work.capacity)
         if isinstance(store, Tailed):
             store_token = store_key if part == "k" else store_value
             head, pointer = whole(w, f"{b} * {heads} + {h}"), partial(self._pointer, work)
             store_token(w, Token(store, "head", self.start, work.heads.size, head, slot, pointer))
             return
-        slots = whole(w, f"({b} * {heads} + {h}) * capacity")
+        if work.pages is not None:
+            slots = work.pages.first_slot(w, b, h, heads, slot)
+        else:
+            slots = whole(w, f"({b} * {heads} + {h}) * capacity")
         names = [f"{part}_{name}" for name in store.parameters]
         parameters = [f"{self._pointer(work, name, store.parameter)}[{slots} + {slot}]" for name in names]
         element = Element(store, "head", self.start, work.heads.size, part == "k")

@@ -15,6 +15,7 @@ from irx.backends.tvm import vector_math
 from irx.backends.tvm.arguments import Arguments, total, whole
 from irx.backends.tvm.templates.attention_form import BLOCK, KEYS, LOG2_E, Form
 from irx.backends.tvm.templates.attention_tile import Places, RowTexts, Sums, scores, softmax, values
+from irx.backends.tvm.templates.pages import Pages
 from irx.backends.tvm.writer import Writer, at, splat, widened
 from irx.ir.dims import Dim
 
@@ -43,6 +44,8 @@ class Sources:
     bias_width: Dim = 0
     prefix: tuple[Binding, Binding] | None = None
     """The numbers of tokens and of slots of a prefix; its arrays are among the parts."""
+    pages: Pages | None = None
+    """Where the slots of a state are that lie in pages."""
 
 
 class AttentionKernel:
@@ -64,7 +67,10 @@ class AttentionKernel:
     def read(self) -> None:
         """Declare what tiles read."""
         f, x, add = self.f, self.x, self.arguments.pointer
-        self.capacity = self.arguments.number("capacity", x.capacity)
+        if x.pages is None:
+            self.capacity = self.arguments.number("capacity", x.capacity)
+        else:
+            x.pages.declare(self.arguments)
         add("q", "float32" if f.dot == "fma" else "int32", x.q)
         add("k", f.store.word, x.parts["k"])
         add("v", f.store.value, x.parts["v"])
@@ -127,19 +133,29 @@ class AttentionKernel:
     def places(self, b: str, g: str, q_row: str, sums: Sums, scratch: str, tile: str, end: str, count: str) -> Places:
         """Where a tile's rows are."""
         f, w = self.f, self.w
-        head = whole(w, f"({b}) * {f.groups} + ({g})")
+        k, v, scales = self._first_slot(b, g, tile)
         return Places(
             q=whole(w, f"({q_row}) * {f.q_width}"),
-            k=whole(w, f"{head} * ({self.capacity} // {BLOCK}) * {f.steps * BLOCK}"),
-            v=whole(w, f"{head} * ({self.capacity} // {f.store.tokens}) * {f.v_elements}"),
+            k=whole(w, f"{k} * {f.steps * BLOCK}"),
+            v=whole(w, f"{v} * {f.v_elements}"),
             s=whole(w, f"({scratch}) * {KEYS}"),
             sums=sums,
             p=whole(w, f"({scratch}) * {KEYS // 2}"),
-            scales=whole(w, f"{head} * {self.capacity}"),
+            scales=whole(w, scales),
             first=tile,
             end=end,
             count=count,
         )
+
+    def _first_slot(self, b: str, g: str, tile: str) -> tuple[str, str, str]:
+        """From where the slots of a head are counted that a tile reads: in blocks, in elements of values, and alone."""
+        store = self.f.store
+        if self.x.pages is None:
+            head = whole(self.w, f"({b}) * {self.f.groups} + ({g})")
+            per = (f"{head} * ({self.capacity} // {slots})" for slots in (BLOCK, store.tokens))
+            return (*per, f"{head} * {self.capacity}")  # type: ignore[return-value]
+        slot = self.x.pages.first_slot(self.w, b, g, self.f.groups, tile)
+        return f"({slot} // {BLOCK})", f"({slot} // {store.tokens})", slot
 
     def fold(self, a: Places, b: str, g: str, first: str, unmasked: str) -> None:
         """One tile for the queries from `first` on."""
