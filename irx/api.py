@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from irx.analysis.calibration import Calibration, Inputs
+from irx.analysis.calibration import FORWARD, Calibration, Inputs
 from irx.analysis.data import Data, split
 from irx.analysis.quality import HeldOut
 from irx.backends import find_backend, known_backends
@@ -175,7 +175,8 @@ def search_passes(
     sample = data.sample(SEARCHED_TOKENS, FITTED_TOKENS)
     ctx = _context(program, goal, sample)
     clock = partial(_latency, goal=goal)
-    few = sample.few(GLANCED) if budget.metric is None else None  # a user's function looks at data of its own
+    own = budget.metric is not None  # a user's function looks at data of its own
+    few = sample.few(GLANCED, program.graphs[FORWARD]) if not own else None
     glances = _judge(_held_out(program, goal, few), budget).measure if few is not None else None
     judge = _judge(_held_out(program, goal, sample), budget).measure
     evaluator = Evaluator(program, pipeline, passes(), ctx, judge, clock, search.prompt, glances)

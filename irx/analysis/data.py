@@ -61,12 +61,15 @@ class Data:
         facts = f"{self.digest} {tokens} {fitted}"
         return replace(self, calibration=others, held_out=judged, digest=_digest([*others, {}, *judged], facts))
 
-    def few(self, share: int) -> Data:
-        """The same with one in `share` of what is held out: batches, or rows where there are fewer of those."""
-        count = max(len(self.held_out) // share, 1)
-        found = self.held_out[:count]
-        rows = {len(array) for batch in found for array in batch.values()}
-        if len(self.held_out) < share and len(rows) == 1:
+    def few(self, share: int, graph: Graph) -> Data:
+        """The same with one in `share` of what is held out: batches, or rows of one where there are fewer batches.
+
+        `graph` takes the batches; where its inputs have a fixed number of rows, none are taken apart.
+        """
+        found = self.held_out[: max(len(self.held_out) // share, 1)]
+        rows = {len(array) if array.ndim else 0 for batch in found for array in batch.values()}
+        free = all(value.shape and not isinstance(value.shape[0], int) for value in graph.inputs)
+        if len(self.held_out) < share and len(rows) == 1 and free:
             most = max(rows.pop() * len(self.held_out) // share, 1)
             found = tuple({name: array[:most] for name, array in batch.items()} for batch in found)
         return replace(self, held_out=found, digest=_digest(found, f"{self.digest} {share}"))

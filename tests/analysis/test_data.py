@@ -96,6 +96,19 @@ def test_each_text_of_an_encoder_is_a_batch() -> None:
     assert found.calibration[0]["mask"].tolist() == [[1, 1, 1, 1]]
 
 
+def test_a_first_look_sees_a_part_of_what_is_held_out() -> None:
+    row = np.arange(16 * 256) % 50
+    found, graph = split([row], language()), language().graphs["forward"]
+    assert [batch["ids"].shape for batch in found.held_out] == [(4, 256), (4, 256)]
+    little = found.few(4, graph)
+    assert np.array_equal(tokens(little.held_out), tokens(found.held_out)[:512])
+    assert little.calibration == found.calibration and little.digest != found.digest
+    fixed = irx.parse(LANGUAGE.replace("B, S", "4, S")).graphs["forward"]
+    assert [batch["ids"].shape for batch in found.few(4, fixed).held_out] == [(4, 256)]
+    many = split([row], language(64))
+    assert len(many.held_out) == 8 and len(many.few(4, graph).held_out) == 2
+
+
 def test_dicts_are_batches() -> None:
     items = [{"ids": torch.full((2, 3), i), "mask": torch.ones(2, 3, dtype=torch.bool)} for i in range(4)]
     found = split(items, encoder())

@@ -59,6 +59,7 @@ TABLE: Sequence[Unit] = (
         (
             "cast-weights",
             "quantize-weights{bits=8}",
+            f"quantize-weights{{mean-bits=7.5, symmetric=false}}{THE_REST}",
             f"quantize-weights{{mean-bits=6.5, symmetric=false}}{THE_REST}",
             f"quantize-weights{{bits=4, symmetric=false}}{THE_REST}",
             "quantize-weights{bits=4, symmetric=false, skip=none}",
