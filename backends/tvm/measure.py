@@ -150,7 +150,7 @@ def _zeros(types: Mapping[str, TensorType], name: str) -> Stored:
 
 
 def _input(value: Value, sizes: Mapping[str, int], plain: Graph) -> object:
-    """An input of a region, whose fusions `plain` has opened: integers are the last position, or the first token."""
+    """An input of a region, whose fusions `plain` has opened: integers are the last position, or the first row."""
     if isinstance(value.type, KVType):
         state = empty_state(value.type, sizes.get("B", 1), torch.device("cpu"))
         state.reserve(2 * CONTEXT, 2 * CONTEXT)
@@ -161,7 +161,7 @@ def _input(value: Value, sizes: Mapping[str, int], plain: Graph) -> object:
     if value.dtype != "i64":
         return tensor
     same = next(other for other in plain.inputs if other.name == value.name)
-    chooses = any(node.op.name.endswith("_tokens") for node in plain.users(same))
+    chooses = any(node.op.name.endswith("_tokens") or node.op.name == "embedding" for node in plain.users(same))
     return tensor * (0 if chooses else CONTEXT - 1)
 
 
