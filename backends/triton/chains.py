@@ -26,6 +26,8 @@ from irx.tuning import Choice
 
 SHORT = 4.0
 """Starts of a kernel that a product may take to be chained."""
+MOST_ROWS = 2
+"""Rows of x; more take registers that leave too little room for all programs at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +139,8 @@ class ChainedLowering:
 
     def _calls(self, steps: Sequence[Step], calls: Sequence[tuple[Call, ...]], most: int | None) -> tuple[Call, ...]:
         """One kernel where each region has one for few rows, else all that they have."""
-        if all([call.kernel.name for call in some] == ["matvec"] for some in calls):
+        few = most is None or most <= MOST_ROWS
+        if few and all([call.kernel.name for call in some] == ["matvec"] for some in calls):
             warps = int(self._knobs(steps[0])["warps"])
             made = chain_call([self._phase(steps, i, most, warps) for i in range(len(steps))])
             if made.kernel.symbol not in self._refused:

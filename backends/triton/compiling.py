@@ -22,8 +22,8 @@ from irx.cache import CacheKey, Store
 from irx.errors import KernelFailed, MissingExtra
 from irx.target import Device
 
-LIMIT = 120.0
-"""Seconds that one kernel may compile; tiles that spill take longest."""
+LIMIT = 600.0
+"""Seconds that one kernel may compile; tiles that spill take some ten of a core, and a busy machine multiplies that."""
 
 _memory: dict[tuple[str, str], Binary] = {}  # of this process, by architecture and symbol
 

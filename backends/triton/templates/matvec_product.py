@@ -47,7 +47,7 @@ def emit_sums(w: Writer, shape: Shape, wait: Wait = None) -> list[list[str]]:
         for i in range(len(p.layouts)):
             w(f"sum{i}_{m} = tl.zeros(({shape.columns}, {shape.span}), tl.float32)")
         if shape.folds:
-            w(f"squares{m} = tl.zeros(({_squares_shape(shape)}), tl.float32)")
+            w(f"squares{m} = tl.zeros(({_block_shape(shape)}), tl.float32)")
     _passes(w, shape, stats, wait)
     factors = [_factor(w, shape, m) for m in range(shape.most)]
     return [
@@ -66,8 +66,30 @@ def _statistics(w: Writer, shape: Shape) -> list[Statistics]:
     return [emit_statistics(w, shape.problem, row_pointer(shape, m), 0) for m in range(shape.most)]
 
 
-def _squares_shape(shape: Shape) -> str:
-    return f"{shape.span}, {shape.problem.layout.words if shape.problem.is_packed else shape.problem.chunk}"
+def _elements(shape: Shape) -> int:
+    """Elements of a chunk that are loaded together."""
+    return shape.problem.layout.words if shape.problem.is_packed else shape.problem.chunk
+
+
+def _block_shape(shape: Shape) -> str:
+    """The shape of a block of x."""
+    return f"{shape.copies}, {shape.span}, {_elements(shape)}"
+
+
+def _block_columns(w: Writer, shape: Shape, column: str) -> str:
+    """Columns [chunks, elements] as those of a block of x."""
+    zeros = f" + tl.zeros(({shape.copies}, 1, 1), tl.int32)" if shape.copies > 1 else ""
+    return w.let(f"({column})[None, :, :]{zeros}", "column")
+
+
+def _for_all(shape: Shape, value: str, *inner: int) -> str:
+    """A value [copies, *inner] for every output column."""
+    if shape.copies in (1, shape.columns):
+        return value
+    sizes = "".join(f", {size}" for size in inner)
+    every = ", ".join(":" for _ in range(len(inner) + 1))
+    wide = f"tl.broadcast_to({value}[None, {every}], ({shape.columns // shape.copies}, {shape.copies}{sizes}))"
+    return f"tl.reshape({wide}, ({shape.columns}{sizes or ','}))"
 
 
 def _factor(w: Writer, shape: Shape, m: int) -> str:
@@ -75,8 +97,9 @@ def _factor(w: Writer, shape: Shape, m: int) -> str:
     norm = shape.problem.region.norm
     if not shape.folds or norm is None:
         return ""
-    mean = f"tl.sum(tl.sum(squares{m}, 1), 0) / {shape.problem.k}"
-    return f" * {w.let(f'tl.rsqrt({mean} + {norm.eps!r})', 'scale')}"
+    mean = f"tl.sum(tl.sum(squares{m}, 2), 1) / {shape.problem.k}"
+    scale = w.let(f"tl.rsqrt({mean} + {norm.eps!r})", "scale")
+    return f" * {_for_all(shape, scale)}"
 
 
 def _is_one_pass(shape: Shape) -> bool:
@@ -115,19 +138,21 @@ def _one_pass(w: Writer, shape: Shape, start: str, last: str, stats: Sequence[St
 
 def _float_pass(w: Writer, shape: Shape, step: _Pass, stats: Sequence[Statistics], wait: Wait) -> None:
     p = shape.problem
-    column = w.let(f"{step.chunk}[:, None] * {p.chunk} + rt[None, :]", "column")
-    inside = "" if shape.is_whole else w.let(f"{column} < {p.k}", "inside")
-    limits = ["mn[:, None, None]" if p.n % shape.columns else "", f"{inside}[None, :, :]" if inside else ""]
+    flat = w.let(f"{step.chunk}[:, None] * {p.chunk} + rt[None, :]", "column")
+    inside = "" if shape.is_whole else w.let(f"({flat} < {p.k})[None, :, :]", "inside")
+    limits = ["mn[:, None, None]" if p.n % shape.columns else "", inside]
     mask = " & ".join(limit for limit in limits if limit)
-    place = w.let(f"(rn{wide(p.n, p.layout.depth)} * {p.layout.depth})[:, None, None] + {column}[None, :, :]", "place")
+    place = w.let(f"(rn{wide(p.n, p.layout.depth)} * {p.layout.depth})[:, None, None] + {flat}[None, :, :]", "place")
     weights = [w.let(f"tl.load(w{i}_data + {place}{masked(mask)}).to(tl.float32)", "w") for i in range(len(p.layouts))]
+    column = _block_columns(w, shape, flat)
     vectors = emit_vectors(w, p, column, inside)
     _do(wait)
     for m in range(shape.most):
         squares = f"squares{m}" if shape.folds else ""
         x = emit_x(w, p, f"{row_pointer(shape, m)} + {column}", inside, vectors, stats[m], squares)
+        x = _for_all(shape, x, shape.span, p.chunk)
         for i, weight in enumerate(weights):
-            w(f"sum{i}_{m} += tl.sum({weight} * {x}[None, :, :], 2)")
+            w(f"sum{i}_{m} += tl.sum({weight} * {x}, 2)")
 
 
 # --- codes ----------------------------------------------------------------------------------------------------------
@@ -142,22 +167,23 @@ def _packed_pass(w: Writer, shape: Shape, step: _Pass, stats: Sequence[Statistic
     ]
     _do(wait)
     for m in rows:
-        w(f"xs{m} = tl.zeros(({shape.span}, {words}), tl.float32)")
+        w(f"xs{m} = tl.zeros(({_block_shape(shape)}), tl.float32)")
         for i in products:
             w(f"dot{i}_{m} = tl.zeros(({shape.columns}, {shape.span}, {words}), tl.float32)")
-    inside = f"{step.inside}[:, None]" if step.inside else ""
+    inside = f"{step.inside}[None, :, None]" if step.inside else ""
     for f in range(p.layout.fields):
-        column = w.let(f"{step.chunk}[:, None] * {p.chunk} + ({f * words} + rt[None, :])", "column")
+        column = _block_columns(w, shape, f"{step.chunk}[:, None] * {p.chunk} + ({f * words} + rt[None, :])")
         vectors = emit_vectors(w, p, column, inside)
         floats = [w.let(field(code, f), "f") for code in codes]
         for m in rows:
             squares = f"squares{m}" if shape.folds else ""
             x = emit_x(w, p, f"{row_pointer(shape, m)} + {column}", inside, vectors, stats[m], squares)
             w(f"xs{m} += {x}")
+            x = _for_all(shape, x, shape.span, words)
             for i in products:
-                w(f"dot{i}_{m} += {floats[i]} * {x}[None, :, :]")
+                w(f"dot{i}_{m} += {floats[i]} * {x}")
     for m in rows:
-        total = w.let(f"tl.sum(xs{m}, 1)[None, :]", "xs")
+        total = w.let(_for_all(shape, f"tl.sum(xs{m}, 2)", shape.span), "xs")
         for i in products:
             _add_scaled(w, codes[i], f"sum{i}_{m}", f"tl.sum(dot{i}_{m}, 2)", total)
 

@@ -63,6 +63,14 @@ class Shape:
         return norm is not None and norm.op == "rms_norm" and self.split == 1 and not self.problem.rounds_x
 
     @property
+    def copies(self) -> int:
+        """Times that a pass reads a block of x: as often as columns are met at the same time by other threads.
+
+        Read once, a block of fewer chunks than threads would go from thread to thread, through shared memory.
+        """
+        return max(1, min(self.columns, WARP * self.warps // self.span))
+
+    @property
     def is_whole(self) -> bool:
         """True where all passes are full, so that no load of a row needs a mask."""
         return self.problem.k % (self.problem.chunk * self.span * self.split) == 0
