@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from irx.analysis.occupancy import MAX_THREADS
-from irx.backends.triton.templates import append, attention_decode, attention_flash, gemm_shape, matvec_shape
+from irx.backends.triton.templates import append, attention_decode, attention_flash, chain, gemm_shape, matvec_shape
 from irx.target import Device
 from irx.tuning import Choice, Knob, Schedule, Space, Task, TaskKey
 
@@ -24,6 +24,7 @@ VALUES: Mapping[str, Mapping[str, tuple[Choice, ...]]] = {
     "attention_decode": attention_decode.KNOBS,
     "attention_flash": attention_flash.KNOBS,
     "append": append.KNOBS,
+    "chain": chain.KNOBS,
 }
 """The values of every knob. Adding one leaves schedules valid."""
 
