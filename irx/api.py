@@ -324,7 +324,7 @@ def _names_lossy(pipeline: str) -> bool:
 
 def _context(program: Program, goal: Target, data: Data | None) -> Context:
     ctx = Context.of(program, goal.device, Oracle(call=call_on_arrays))
-    ctx.layouts = _preferred(goal).layouts
+    ctx.layouts, ctx.endings = _preferred(goal).layouts, _preferred(goal).endings
     if data is not None:
         ctx.calibration = Calibration(data.calibration, partial(_runner, goal=goal), data.digest)
     return ctx

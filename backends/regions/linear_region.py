@@ -2,12 +2,13 @@
 
     rounding(norm(x)) -> linear by one weight, or by two of equal shape -> elementwise nodes -> outputs
 
-Everything after the products happens at the same (row, column), so a kernel can do it on its accumulators.
+Everything after the products happens at the same (row, column), so a kernel can do it on its accumulators. At the end
+the largest of every row may be chosen (`topk`), for which a kernel need not store the rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal as OneOf
 from typing import TypeAlias
@@ -60,6 +61,16 @@ class EpilogueOperand:
 
 
 @dataclass(frozen=True)
+class Best:
+    """The `k` largest columns of every row: of the value `held`, as numbers `values` and as columns `indices`."""
+
+    held: Value
+    k: int
+    values: Value
+    indices: Value
+
+
+@dataclass(frozen=True)
 class LinearRegion:
     """A parsed body. `n` and `k` are output and input columns, `rows` is the product of all leading axes of x.
 
@@ -80,18 +91,24 @@ class LinearRegion:
     epilogue: tuple[Node, ...]
     operands: tuple[EpilogueOperand, ...]
     outputs: tuple[tuple[Value, Value], ...]
+    best: Best | None = None
 
 
-def parse(body: Graph) -> LinearRegion | None:
-    """The region, None where the body has no linear. Raises Refusal where it has one that does not fit."""
+def parse(body: Graph, *, chooses: bool = False) -> LinearRegion | None:
+    """The region, None where the body has no linear. Raises Refusal where it has one that does not fit.
+
+    A region may end in a `topk` of its columns where the caller `chooses`.
+    """
     linears = [node for node in body.nodes if node.op.name == "linear"]
-    return _Parser(body, linears).region() if linears else None
+    return _Parser(body, linears, chooses).region() if linears else None
 
 
 class _Parser:
-    def __init__(self, body: Graph, linears: Sequence[Node]) -> None:
+    def __init__(self, body: Graph, linears: Sequence[Node], chooses: bool) -> None:
         self.body = body
         self.linears = linears
+        self.chooses = chooses
+        self.best: Best | None = None
         self.before: set[Node] = set(linears)
         self.inputs = set(body.inputs)
 
@@ -106,7 +123,8 @@ class _Parser:
         epilogue, outputs = self._epilogue(rest, n)
         operands = self._operands(epilogue, n)
         rows = product(self.linears[0].output.shape[:-1])
-        return LinearRegion(self.body, x, rows, n, k, norm, activations, group, products, epilogue, operands, outputs)
+        parts = (norm, activations, group, products, epilogue, operands, outputs, self.best)
+        return LinearRegion(self.body, x, rows, n, k, *parts)
 
     def _source(self) -> Value:
         """The x that all linears share."""
@@ -218,6 +236,9 @@ class _Parser:
             if node.op.name == "reshape":
                 self._view(node, same)
                 continue
+            if node.op.name == "topk" and self.chooses:
+                self.best = self._chosen(node, same, n)
+                continue
             if not node.op.elementwise or len(node.outputs) != 1:
                 raise Refusal(f"{node.op.name} after the product")
             if any(value in same for value in node.inputs if value is not None):
@@ -226,13 +247,24 @@ class _Parser:
                 raise Refusal(f"%{node.output.name} has another shape than the product")
             nodes.append(node)
         known = {v for node in (*self.linears, *nodes) for v in node.outputs}
-        pairs = tuple((value, same.get(value, value)) for value in self.body.outputs)
-        for value, held in pairs:
+        chosen = () if self.best is None else (self.best.values, self.best.indices)
+        pairs = tuple((value, same.get(value, value)) for value in self.body.outputs if value not in chosen)
+        for value, held in (*pairs, *((v, self.best.held) for v in chosen[:1] if self.best is not None)):
             if held not in known:
                 raise Refusal(f"the output %{value.name} does not come from the product")
             if held.dtype not in FLOATS:
                 raise Refusal(f"an output of dtype {held.dtype}")
         return tuple(nodes), pairs
+
+    def _chosen(self, node: Node, same: Mapping[Value, Value], n: int) -> Best:
+        """The choice at the end of the region."""
+        source, k = node.inputs[0], node.attr("k")
+        assert source is not None
+        if self.best is not None or node.attr("axis") not in (-1, len(source.shape) - 1) or source.shape[-1] != n:
+            raise Refusal("topk of something other than the product's columns")
+        if not isinstance(k, int) or k < 1:
+            raise Refusal(f"topk of {k} elements")
+        return Best(same.get(source, source), k, *node.outputs)
 
     def _view(self, node: Node, same: dict[Value, Value]) -> None:
         source = node.inputs[0]

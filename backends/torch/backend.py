@@ -26,6 +26,7 @@ class TorchBackend:
 
     name = "torch"
     layouts = frozenset({"dense"})
+    endings: frozenset[str] = frozenset()
 
     def missing(self, device: Device) -> str | None:
         """Torch is always there."""

@@ -43,6 +43,7 @@ class TvmBackend:
 
     name = "tvm"
     layouts = frozenset({"dense", "blocked"})
+    endings = frozenset({"topk"})
 
     def __init__(self) -> None:
         self._built: dict[bytes, tuple[Placed, Steps]] = {}  # what was built and not loaded yet

@@ -17,7 +17,7 @@ import torch
 from irx import __version__
 from irx.analysis.inputs import random_inputs
 from irx.analysis.random_weights import bind_random_weights
-from irx.analysis.reference import evaluate
+from irx.analysis.reference import evaluate_values
 from irx.backends.regions.lowered import Case
 from irx.backends.regions.sites import Site, alone
 from irx.backends.regions.steps import Step, Steps
@@ -27,7 +27,7 @@ from irx.errors import IRXError
 from irx.ir.dims import evaluate as number
 from irx.ir.dims import names
 from irx.ir.excerpt import excerpt
-from irx.ir.graph import Graph, Weight
+from irx.ir.graph import Graph, Value, Weight
 from irx.ir.printer import print_program
 from irx.ir.program import Program
 from irx.ir.regions import expanded
@@ -71,13 +71,19 @@ def wrong(program: Program, steps: Steps, objects: Mapping[str, bytes]) -> dict[
 def error(program: Program, graph: Graph, plan: Plan, sizes: Mapping[str, int]) -> float:
     """max|y - y0| / max|y0| of a region against the oracle, random data at these sizes; states included.
 
-    `program` holds the region alone; its weights become random ones.
+    `program` holds the region alone; its weights become random ones. Indices of the largest elements stand for those
+    elements: which of two nearly equal ones comes first is a matter of rounding.
     """
     plain = expanded(graph)
     inputs = random_inputs(plain, sizes)
-    expected = evaluate(plain, inputs, sizes, program.weights)
+    chosen = _chosen(plain)
+    targets = [*plain.outputs, *(x for x, _ in chosen.values())]
+    expected = evaluate_values(plain, targets, sizes, program.weights, {v: inputs[v.name] for v in plain.inputs})
     made = run_graph(plan, inputs, torch.device("cpu"))
-    pairs = [pair for y, y0 in zip(made, expected, strict=True) for pair in _arrays(y, y0)]
+    for (index, (_, axis)), x in zip(chosen.items(), expected[len(plain.outputs) :], strict=True):
+        made[index], expected[index] = _elements(x, made[index], axis), _elements(x, expected[index], axis)
+    both = zip(made, expected[: len(plain.outputs)], strict=True)
+    pairs = [pair for y, y0 in both for pair in _arrays(y, y0)]
     return max((difference(np.asarray(y), np.asarray(y0)) for y, y0 in pairs), default=0.0)
 
 
@@ -132,6 +138,27 @@ def _within(program: Program, name: str, value: int) -> int:
     if range is None:
         return value
     return min(max(value, range.low), range.high if range.high is not None else value)
+
+
+def _chosen(graph: Graph) -> dict[int, tuple[Value, int]]:
+    """The outputs that are indices of a `topk`, each with what they were chosen from and the axis."""
+    found: dict[int, tuple[Value, int]] = {}
+    for index, value in enumerate(graph.outputs):
+        node = value.producer
+        if node is not None and node.op.name == "topk" and value is node.outputs[1]:
+            x, axis = node.inputs[0], node.attr("axis")
+            assert x is not None and isinstance(axis, int)
+            found[index] = x, axis
+    return found
+
+
+def _elements(x: Any, indices: Any, axis: int) -> Any:
+    """The elements at these indices along an axis; nothing but nan where they are none, or one stands there twice."""
+    indices, size = np.asarray(indices), x.shape[axis]
+    ordered = np.sort(indices, axis)
+    if ((indices < 0) | (indices >= size)).any() or (np.diff(ordered, axis=axis) == 0).any():
+        return np.full(indices.shape, np.nan)
+    return np.take_along_axis(x, indices, axis)
 
 
 def _arrays(made: Any, expected: Any) -> list[tuple[Any, Any]]:

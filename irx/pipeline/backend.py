@@ -18,6 +18,8 @@ class Backend(Protocol):
     name: str
     layouts: frozenset[str]
     """Layouts of a KV state that the backend reads as they are."""
+    endings: frozenset[str]
+    """Ops besides elementwise ones that its kernels of products may end in."""
 
     def missing(self, device: Device) -> str | None:
         """What this installation or machine lacks to build for the device with this backend; None where nothing."""

@@ -68,6 +68,8 @@ class Context:
     fuel: Fuel = field(default_factory=Fuel)
     layouts: frozenset[str] = frozenset({"dense", "blocked"})
     """Layouts of a cache that are read without a detour where the program will run."""
+    endings: frozenset[str] = frozenset({"topk"})
+    """Ops besides elementwise ones that a product's kernel may end in where the program will run."""
     calibration: Calibration | None = None
     """The user's data, for passes that look at what a model computes; None where none were given."""
     captured: Program | None = None

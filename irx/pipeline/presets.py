@@ -26,7 +26,8 @@ _NORMALIZE = (
 )
 
 # Products of one input first, while they stand alone. Then regions grow: what unpacks weights, what joins products,
-# what follows them and what comes before. What no product, attention or lookup has taken is grouped at the end.
+# what follows them and what comes before. What no product, attention or lookup has taken is grouped at the end. The
+# step without logits is a copy of the finished one.
 _FUSE = (
     "fold-scale",
     "merge-linears",
@@ -39,6 +40,7 @@ _FUSE = (
     "fuse-attention",
     "fuse-embedding",
     "fuse-regions",
+    "fuse-topk",
 )
 
 _LOWER = ("lay-out-cache",)

@@ -21,7 +21,8 @@ from irx.runtime.profile import Profile, merged
 
 @dataclass
 class Decoder:
-    """`prefill` for any number of tokens, `decode` for one in every row, `encode` where there is an encoder.
+    """`prefill` for any number of tokens, `decode` for one in every row, `encode` where there is an encoder; `top` is
+    like `decode`, but gives the likeliest tokens in place of logits.
 
     `lock` is the executable's: calls on one executable run one after the other.
     """
@@ -33,6 +34,7 @@ class Decoder:
     device: torch.device
     max_batch: int | None
     max_length: int | None
+    top: GraphKernel | None = None
     lock: RLock = field(default_factory=RLock)
 
     def states(self, batch: int) -> dict[str, KVState]:
@@ -66,20 +68,31 @@ class Decoder:
         with self.lock, torch.no_grad():
             return dict(zip(self.encode.output_names, self.encode(*inputs), strict=True))
 
-    def run(self, kernel: GraphKernel, tensors: Mapping[str, Tensor], states: dict[str, KVState]) -> Tensor:
-        """The logits of one step; `states` hold the new tokens afterwards."""
+    @cached_property
+    def most_chosen(self) -> int:
+        """How many of the likeliest tokens `top` gives; 0 where there is none."""
+        return 0 if self.top is None else int(str(self.top.outputs[0].shape[-1]))
+
+    @cached_property
+    def logits(self) -> Mapping[str, int]:
+        """The place of the logits among the tensors that a graph gives, by the graph's name."""
+        return {kernel.name: _tensors(kernel).index(self.meta["logits"]) for kernel in (self.prefill, self.decode)}
+
+    def run(self, kernel: GraphKernel, tensors: Mapping[str, Tensor], states: dict[str, KVState]) -> list[Tensor]:
+        """The tensors that one step gives, in the order of its graph; `states` hold the new tokens afterwards."""
         inputs = self._ordered(kernel, tensors, states)
         with self.lock, torch.no_grad():
             results = dict(zip(kernel.output_names, kernel(*inputs), strict=True))
         for name in states:
             states[name] = results[name]
             states[name].settle()
-        logits: Tensor = results[self.meta["logits"]]
-        return logits
+        return [result for result in results.values() if isinstance(result, Tensor)]
 
-    def repeated(self, tensors: Mapping[str, Tensor], states: Mapping[str, KVState]) -> Repeated | None:
+    def repeated(
+        self, kernel: GraphKernel, tensors: Mapping[str, Tensor], states: Mapping[str, KVState]
+    ) -> Repeated | None:
         """The step of decoding that has just run, to be made again with other tokens."""
-        return self.decode.repeated(self._ordered(self.decode, tensors, states), self.meta["ids"], "pos")
+        return kernel.repeated(self._ordered(kernel, tensors, states), self.meta["ids"], "pos")
 
     def profile(
         self, kernel: GraphKernel, tensors: Mapping[str, Tensor], states: Mapping[str, KVState], repeat: int
@@ -96,5 +109,12 @@ class Decoder:
 
     @cached_property
     def _inputs(self) -> dict[str, list[str]]:
-        """The names of the inputs of both graphs, in order: read here once, as a step is made of little else."""
-        return {kernel.name: [value.name for value in kernel.inputs] for kernel in (self.prefill, self.decode)}
+        """The names of the graphs' inputs, in order: read here once, as a step is made of little else."""
+        kernels = (self.prefill, self.decode, *([self.top] if self.top is not None else []))
+        return {kernel.name: [value.name for value in kernel.inputs] for kernel in kernels}
+
+
+def _tensors(kernel: GraphKernel) -> list[str]:
+    """The names of the tensors that a graph gives."""
+    named = zip(kernel.output_names, kernel.outputs, strict=True)
+    return [name for name, value in named if not isinstance(value.type, KVType)]

@@ -297,5 +297,6 @@ def _decoder(compiled: Compiled, lock: RLock) -> Decoder | None:
         compiled.device,
         max_batch=batch.high if batch is not None else None,
         max_length=compiled.meta.get("max_length"),
+        top=compiled.kernels.get("decode_top"),
         lock=lock,
     )

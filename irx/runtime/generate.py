@@ -51,9 +51,20 @@ class Sampler:
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Token ids i64 [B, 1] from logits [B, 1, V]."""
+        return likeliest(logits) if self.sampling.temperature == 0 else self._drawn(logits)
+
+    def after(self, session: Session, token: Tensor) -> Tensor:
+        """Token ids i64 [B, 1] that follow the newest ones, i64 [B, 1], which the session holds then."""
+        wanted = 1 if self.sampling.temperature == 0 else self.sampling.top_k
+        best = session.top(token, wanted) if wanted is not None else None
+        if best is None:
+            return self(session.append(token))
+        logits, tokens = best
+        return tokens[..., 0] if self.sampling.temperature == 0 else tokens[:, 0].gather(1, self._drawn(logits))
+
+    def _drawn(self, logits: Tensor) -> Tensor:
+        """Places i64 [B, 1] among logits [B, 1, N]."""
         options = self.sampling
-        if options.temperature == 0:
-            return likeliest(logits)
         # Drawn on the host, so that a seed means the same tokens on every device.
         uniform = torch.rand(len(logits), generator=self._generator).to(logits.device)
         drawn = sample(
@@ -94,10 +105,9 @@ def new_tokens(
     if limit is not None and wanted > limit:
         raise PromptTooLong(wanted, limit)
     choose, rows = Sampler(sampling), Rows(len(input_ids), ending)
-    logits = session.append(input_ids, attention_mask)
+    token = choose(session.append(input_ids, attention_mask))
     tokens: list[Tensor] = []
     while True:
-        token = choose(logits)
         if ending.tokens:
             token = rows.filled(token)
         tokens.append(token)
@@ -105,7 +115,7 @@ def new_tokens(
             stream(token[:, 0])
         if len(tokens) == ending.most or rows.all_ended:
             return torch.cat(tokens, dim=1)
-        logits = session.append(token)
+        token = choose.after(session, token)
 
 
 class Rows:

@@ -16,8 +16,9 @@ from irx.runtime.store import WeightStore
 class Repeated(Protocol):
     """A call of a graph with the KV states of an earlier one: a step of decoding, a token for every row."""
 
-    def __call__(self, ids: Tensor, lengths: Sequence[int]) -> Tensor | None:
-        """The logits for ids i64 [B, 1] behind rows of so many tokens, which the states have room for.
+    def __call__(self, ids: Tensor, lengths: Sequence[int]) -> list[Tensor] | None:
+        """The tensors that the graph gives, its first results, for ids i64 [B, 1] behind rows of so many tokens, which
+        the states have room for.
 
         None where the call no longer stands for the graph (other sizes, another number of threads): nothing has run.
         """

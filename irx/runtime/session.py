@@ -42,7 +42,7 @@ class Session:
         self._encoded = dict(encoded or {})
         self._all: dict[str, KVState] = decoder.states(batch)
         self._lengths = (0,) * batch
-        self._repeated: Repeated | None = None
+        self._repeated: tuple[GraphKernel, Repeated | None] | None = None
         self._behind = False  # repeated steps do not tell the states how long the rows are
         self._slots = 0  # that every dense state is known to have
         self._paged = any(state.paged is not None for state in self._all.values())
@@ -76,27 +76,47 @@ class Session:
         row is its last real one. Raises InputMismatch, EmptyPrompt, MaskError, and PromptTooLong where a row would
         exceed `max_length`.
         """
-        again = self._repeated_step(ids) if attention_mask is None else None
+        again = self._repeated_step(self._decoder.decode, ids) if attention_mask is None else None
         if again is not None:
-            return again
+            return again[self._decoder.logits[self._decoder.decode.name]]
         placed, after = self._begun(ids, attention_mask)
         logits = self._run(ids, placed, logits_to_keep)
         self._lengths = after
         return logits
 
-    def _repeated_step(self, ids: Tensor) -> Tensor | None:
-        """One more token in every row, where the step before was of that kind too; None where it was not."""
+    def top(self, ids: Tensor, count: int) -> tuple[Tensor, Tensor] | None:
+        """Add one token to every row, ids i64 [B, 1]; gives the largest logits [B, 1, K], `count` of them or more, and
+        their tokens i64 [B, 1, K], largest first, equal ones in the order of their tokens.
+
+        None where that takes the logits of all tokens, because the program has no such step or not with so many:
+        nothing has run then. Raises as `append` does.
+        """
+        decoder, kernel = self._decoder, self._decoder.top
+        if kernel is None or count > decoder.most_chosen or ids.shape != (self.batch, 1):
+            return None
+        found = self._repeated_step(kernel, ids)
+        if found is None:
+            placed, after = self._begun(ids, None)
+            tensors = self._step_inputs(ids, placed)
+            found = decoder.run(kernel, tensors, self._states)
+            self._remember(kernel, tensors)
+            self._lengths = after
+        return found[0], found[1]
+
+    def _repeated_step(self, kernel: GraphKernel, ids: Tensor) -> list[Tensor] | None:
+        """One more token in every row, where the step before was of this graph too; None where it was not."""
         limit = self._decoder.max_length or _UNLIMITED
-        if self._repeated is None or max(self._lengths) >= min(self._slots - 1, limit):
+        last, again = self._repeated or (None, None)
+        if again is None or last is not kernel or max(self._lengths) >= min(self._slots - 1, limit):
             return None
         if self._forked and self._planes != self._numbers():
             return None
         with self._decoder.lock:
-            logits = self._repeated(ids, self._lengths)
-        if logits is not None:
+            results = again(ids, self._lengths)
+        if results is not None:
             self._lengths = tuple([length + 1 for length in self._lengths])
             self._behind = True
-        return logits
+        return results
 
     @property
     def _states(self) -> dict[str, KVState]:
@@ -204,23 +224,35 @@ class Session:
     def _run(self, ids: Tensor, placed: Placement, keep: int) -> Tensor:
         decoder = self._decoder
         kernel, tensors = self._call(ids, placed, keep)
-        logits = decoder.run(kernel, tensors, self._states)
-        self._repeated = decoder.repeated(tensors, self._states) if kernel is decoder.decode else None
-        self._planes = self._numbers() if self._forked else []
-        if kernel is decoder.decode or decoder.slices_rows:
+        results = decoder.run(kernel, tensors, self._states)
+        stepped = kernel is decoder.decode
+        self._remember(kernel if stepped else None, tensors)
+        logits = results[decoder.logits[kernel.name]]
+        if stepped or decoder.slices_rows:
             return logits
         rows = wanted_rows(placed, keep, ids.shape[1]).to(decoder.device)
         return logits.gather(1, rows[..., None].expand(-1, -1, logits.shape[2]))
 
+    def _remember(self, step: GraphKernel | None, tensors: dict[str, Tensor]) -> None:
+        """What has just run, to be made again where it was a step of decoding."""
+        made = None if step is None else self._decoder.repeated(step, tensors, self._states)
+        self._repeated = None if step is None else (step, made)
+        self._planes = self._numbers() if self._forked else []
+
     def _call(self, ids: Tensor, placed: Placement, keep: int) -> tuple[GraphKernel, dict[str, Tensor]]:
         """The graph that appends these tokens, and its inputs besides the states."""
         decoder = self._decoder
-        tensors = {decoder.ids.name: _integers(ids), "pos": placed.positions.to(decoder.device), **self._encoded}
+        tensors = self._step_inputs(ids, placed)
         if ids.shape[1] == 1 and placed.counts == (1,) * self.batch:
             return decoder.decode, tensors
         if decoder.slices_rows:
             tensors[decoder.meta["rows"]] = wanted_rows(placed, keep, ids.shape[1]).to(decoder.device)
         return decoder.prefill, tensors
+
+    def _step_inputs(self, ids: Tensor, placed: Placement) -> dict[str, Tensor]:
+        """What every graph takes besides the states."""
+        decoder = self._decoder
+        return {decoder.ids.name: _integers(ids), "pos": placed.positions.to(decoder.device), **self._encoded}
 
 
 def wanted_rows(placed: Placement, keep: int, count: int) -> Tensor:

@@ -74,7 +74,7 @@ def test_the_ledger_tells_kernels_memory_and_that_nothing_is_left(fast: irx.Exec
     assert ledger.summary.fallbacks == {}
     for name in ("choose-kernels", "partition", "plan-memory"):
         graphs = {graph for row in ledger.rows if row.name == name for graph in row.graphs}
-        assert graphs == {"forward", "prefill", "decode"}, name
+        assert graphs == {"forward", "prefill", "decode", "decode_top"}, name
     partitions = [row.what for row in ledger.rows if row.name == "partition"]
     assert all(what.endswith("regions to kernels, 0 to torch") for what in partitions)
 

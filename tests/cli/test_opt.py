@@ -70,7 +70,7 @@ def test_what_is_printed_parses_back(file: Path, capsys: pytest.CaptureFixture[s
 def test_the_default_preset_inserts_a_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "model.irx"
     path.write_text(LANGUAGE_MODEL)
-    assert set(optimized(capsys, str(path)).graphs) == {"forward", "prefill", "decode"}
+    assert set(optimized(capsys, str(path)).graphs) == {"forward", "prefill", "decode", "decode_top"}
 
 
 def test_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

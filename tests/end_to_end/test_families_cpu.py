@@ -18,6 +18,7 @@ from irx.backends.regions.lowered import Choices, default_schedule
 from irx.backends.tvm.codegen import missing
 from irx.backends.tvm.steps import Lowering
 from irx.frontends.sources import read
+from irx.runtime.generate import Sampler, Sampling
 from tests.end_to_end.families import FAMILIES
 from tests.end_to_end.family_table import relative
 
@@ -100,6 +101,37 @@ def test_generated_tokens_are_those_of_eager(name: str) -> None:
         logits = eager(name, model, {"input_ids": expected})["logits"]
         expected = torch.cat([expected, logits[:, -1:].argmax(-1)], 1)
     assert fast.generate(prompt, max_new_tokens=12).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(("name", "dtype"), CACHED)
+def test_the_likeliest_tokens_of_a_step_are_those_of_its_logits(name: str, dtype: str) -> None:
+    _, fast = pair(name, dtype)
+    prompt = FAMILIES[name].inputs(2, 9)["input_ids"]
+    whole, best = fast.session(2), fast.session(2)
+    token = whole.append(prompt).argmax(-1)
+    best.append(prompt)
+    for _ in range(3):
+        order = whole.append(token).sort(dim=-1, descending=True, stable=True)
+        found = best.top(token, 5)
+        assert found is not None, "there is no step without logits"
+        count = found[0].shape[-1]
+        assert torch.equal(found[0], order.values[..., :count])
+        assert torch.equal(found[1], order.indices[..., :count])
+        token = found[1][..., 1]
+    assert best.top(token, count + 1) is None
+    assert best.lengths == whole.lengths
+
+
+def test_draws_among_the_likeliest_are_those_of_all_logits() -> None:
+    _, fast = pair("llama", "f32")
+    prompt, sampling = FAMILIES["llama"].inputs(2, 9)["input_ids"], Sampling(1.5, top_k=6, top_p=0.9, seed=4)
+    choose, session = Sampler(sampling), fast.session(2)
+    expected = [choose(session.append(prompt))]
+    for _ in range(8):
+        expected.append(choose(session.append(expected[-1])))
+    made = fast.generate(prompt, max_new_tokens=9, temperature=1.5, top_k=6, top_p=0.9, seed=4)
+    assert made[:, 9:].tolist() == torch.cat(expected, 1).tolist()
+    assert len({tuple(row) for row in made[:, 9:].tolist()}) == 2, "the draws are no draws"
 
 
 def test_an_encoder_decoder_model_generates_what_eager_does() -> None:

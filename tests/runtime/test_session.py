@@ -71,6 +71,13 @@ def test_last_rows_of_a_right_padded_row_are_its_last_real_ones(
         assert close(logits[row], eager(model, ids[row : row + 1, :length])[0, -2:])
 
 
+def test_a_program_without_a_step_that_chooses_says_so(fast: irx.Executable, ids: torch.Tensor) -> None:
+    session = fast.session(3)
+    session.append(ids)
+    assert session.top(ids[:, :1], 1) is None
+    assert session.lengths == (20, 20, 20)
+
+
 def test_forks_are_independent(model: Any, fast: irx.Executable, ids: torch.Tensor) -> None:
     prefix = fast.session(3)
     prefix.append(ids[:, :10])

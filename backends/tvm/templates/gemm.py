@@ -15,6 +15,7 @@ from irx.backends.regions.lowered import Binding, Call, Choices, Data, Temporary
 from irx.backends.tvm.amx import functions, statement
 from irx.backends.tvm.kernel import Kernel, Parameter, Pointer, Size
 from irx.backends.tvm.layouts.tiles import Tiles
+from irx.backends.tvm.templates.choosing import emit_start
 from irx.backends.tvm.templates.gemm_instructions import NEEDED
 from irx.backends.tvm.templates.gemm_product import emit_product, kept
 from irx.backends.tvm.templates.gemm_rows import emit_rows
@@ -52,6 +53,7 @@ def rows_kernel(shape: Shape) -> Kernel:
 def gemm_kernel(shape: Shape) -> Kernel:
     """The products and the epilogue."""
     w = Writer()
+    emit_start(w, shape.region.best)
     blocks = w.let(f"(rows + {shape.block - 1}) // {shape.block}", "blocks")
     start = w.let(f"({shape.units} * {blocks} * tid) // nt", "start")
     if shape.uses_matrices:

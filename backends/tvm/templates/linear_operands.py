@@ -1,7 +1,7 @@
 """What kernels around a linear share, whatever multiplies: parameters, their bindings, and the epilogue.
 
 Parameters: `x`, `norm_weight`, `norm_bias`; for product i the arrays `w{i}_{part}` and the bias `b{i}`; operands of the
-epilogue `e0`, `e1`, ...; outputs `y0`, `y1`, ...
+epilogue `e0`, `e1`, ...; outputs `y0`, `y1`, ...; the list of the largest of every row, `best`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from irx.backends.tvm.elementwise import emit
 from irx.backends.tvm.kernel import Kernel, Parameter, Pointer
 from irx.backends.tvm.lanes import load, store
 from irx.backends.tvm.layouts.tiles import Tiles
+from irx.backends.tvm.templates.choosing import LIST, emit_candidates, room
 from irx.backends.tvm.writer import LANES, STORAGE, Writer, at, splat
 from irx.ir.graph import Value
 
@@ -51,6 +52,8 @@ def _epilogue(w: Writer, region: LinearRegion, totals: list[str], row: str, colu
     emit(w, region.epilogue, env, lanes)
     for j, (_, held) in enumerate(region.outputs):
         store(w, f"y{j}", f"{row} * {region.n} + {column}", held.dtype, env[held], lanes)
+    if region.best is not None:
+        emit_candidates(w, region.best, env[region.best.held], row, column, lanes)
 
 
 def _operand(
@@ -85,7 +88,8 @@ def product_parameters(region: LinearRegion, layouts: tuple[Tiles, ...]) -> tupl
 def epilogue_parameters(region: LinearRegion) -> tuple[Parameter, ...]:
     """Operands of the epilogue, and outputs."""
     operands = [Pointer(f"e{j}", STORAGE[o.value.dtype]) for j, o in enumerate(region.operands)]
-    return (*operands, *(Pointer(f"y{j}", STORAGE[held.dtype]) for j, (_, held) in enumerate(region.outputs)))
+    outputs = [Pointer(f"y{j}", STORAGE[held.dtype]) for j, (_, held) in enumerate(region.outputs)]
+    return (*operands, *outputs, *((LIST,) if region.best is not None else ()))
 
 
 def operand_bindings(region: LinearRegion, layouts: tuple[Tiles, ...]) -> dict[str, Binding]:
@@ -101,6 +105,8 @@ def operand_bindings(region: LinearRegion, layouts: tuple[Tiles, ...]) -> dict[s
             bindings[f"b{i}"] = Data(product.bias)
     bindings |= {f"e{j}": Data(operand.value) for j, operand in enumerate(region.operands)}
     bindings |= {f"y{j}": Data(value) for j, (value, _) in enumerate(region.outputs)}
+    if region.best is not None:
+        bindings[LIST.name] = room(region.best, region.rows)
     return bindings
 
 

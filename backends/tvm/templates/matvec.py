@@ -10,6 +10,7 @@ from __future__ import annotations
 from irx.backends.regions.linear_region import LinearRegion
 from irx.backends.regions.lowered import Call, Choices, Temporary
 from irx.backends.tvm.kernel import Kernel, Pointer, Size
+from irx.backends.tvm.templates.choosing import emit_start
 from irx.backends.tvm.templates.instructions import PAIRS, PREFETCH
 from irx.backends.tvm.templates.linear_operands import (
     call,
@@ -82,6 +83,7 @@ def matvec_kernel(shape: Shape, prepares: bool) -> Kernel:
         emit_views(w)
     elif shape.way == "pairs":
         w(f'xw = T.decl_buffer(({1 << 40},), "int32", data=x.data)')
+    emit_start(w, shape.region.best)
     origin = w.let(f"tid * rows * {row_bytes}" if prepares else "T.int64(0)", "origin")
     if prepares:
         with w.block("for row in T.serial(rows):"):

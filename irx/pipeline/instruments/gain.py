@@ -98,7 +98,7 @@ class Gain(Instrument):
 
 def _floor(program: Program, device: Device) -> float:
     """Seconds that the cost model has for a step: every region at the slower of its bytes and operations."""
-    (graph,) = program.graphs.values()
+    (graph,) = main_graph(program).graphs.values()
     sizes = {name: 1 if name in ("B", "R") else CONTEXT for name in (*used_sizes(graph), "T")}
     return sum(node_floor(node, device, sizes).seconds for node in graph.nodes) or 1.0
 
