@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -44,6 +44,11 @@ class NextTokens:
     same: int = 0
     old_loss: float = 0.0
     new_loss: float = 0.0
+
+    def add(self, other: NextTokens) -> None:
+        """The sums of further positions."""
+        for item in fields(self):
+            setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
 
     def figures(self, bytes_per_token: float | None = None) -> dict[str, float]:
         """Mean KL in nats, top-1 agreement, perplexities' ratio; bits per byte of text where that is known."""
@@ -125,19 +130,38 @@ class HeldOut:
 
         return float(metric(model))
 
+    def by_batch(self, program: Program) -> list[dict[str, float]]:
+        """The figures of every held-out batch alone, for who compares methods batch by batch."""
+        with torch.no_grad():
+            if self.data.causal:
+                return [sums.figures(self.data.bytes_per_token) for sums in self._sums(program, decoding=False)]
+            return [{"cosine": float(similar.mean())} for similar in self._similar(program)]
+
     def _next_tokens(self, program: Program, decoding: bool) -> dict[str, float]:
-        sums, new_logits = NextTokens(), self._decoder(program) if decoding else self._runner(program)
+        sums = NextTokens()
+        for one in self._sums(program, decoding):
+            sums.add(one)
+        return sums.figures(self.data.bytes_per_token)
+
+    def _sums(self, program: Program, decoding: bool) -> Iterator[NextTokens]:
+        """Of every batch."""
+        new_logits = self._decoder(program) if decoding else self._runner(program)
         for old, new in self._pairs(new_logits, partial(self._predictions, decoding=decoding), decoding):
+            sums = NextTokens()
             for before, after in zip(old, new, strict=True):
                 before.compare(after, sums)
-        return sums.figures(self.data.bytes_per_token)
+            yield sums
 
     def _cosine(self, program: Program) -> dict[str, float]:
         total, rows = 0.0, 0
-        for (old,), (new,) in self._pairs(self._runner(program), self._embeddings):
-            found = torch.nn.functional.cosine_similarity(old, new, dim=-1)
+        for found in self._similar(program):
             total, rows = total + float(found.sum()), rows + found.numel()
         return {"cosine": min(total / max(rows, 1), 1.0)}
+
+    def _similar(self, program: Program) -> Iterator[Tensor]:
+        """Cosines of the rows of every batch."""
+        for (old,), (new,) in self._pairs(self._runner(program), self._embeddings):
+            yield torch.nn.functional.cosine_similarity(old, new, dim=-1)
 
     def _pairs(
         self, new: Callable[[Inputs], Array], read: Callable[[Inputs, Array], Iterator[Any]], decoding: bool = False

@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
+from irx.bench.guard import each
 from irx.bench.lab import QUICK_ROUNDS, Lab
 from irx.bench.result import Result
 from irx.errors import UnknownOption
@@ -86,7 +87,7 @@ def _measure(family: Family, lab: Lab) -> Iterator[Result]:
 
     lab.tell(family.title)
     torch.compiler.reset()  # graphs of earlier families would be tried first, and are limited in number
-    for result in family.measure(lab):
+    for result in each(Result(family.name, family.title, "", None, "x"), lambda: family.measure(lab)):
         lab.tell(f"  {result.line()}")  # a long run that is broken off has said what it found
         yield result
 

@@ -63,6 +63,30 @@ class Lab:
 
         return self._keep(("irx with", model, pipeline, *map(repr, sorted(options.items()))), make)
 
+    def made(self, model: str, pipeline: str, data: Any = None) -> Any:
+        """A model behind passes that are neither checked nor timed, which takes a fraction; nothing is kept of it.
+
+        For rows that compare results themselves. Models are named as in `irx_with`.
+        """
+        import irx.api as api
+
+        source, goal = self.source(model), api.aim(self.target)
+        program, ledger = api.transform(source.program, goal, pipeline, data)
+        parts = api.divide(program, goal, ledger)
+        blobs = {name: parts[name].build(program, graph, goal.device) for name, graph in program.graphs.items()}
+        return api.assemble(program, parts, blobs, goal, ledger, source, self.tokenizer if model in NAMES else None)
+
+    def source(self, model: str) -> Any:
+        """A model as it is captured: `file`, its module in `f32` or `bf16`, or a shipped shape by name."""
+        from irx.bench.programs import shape
+        from irx.frontends.sources import read
+
+        def make() -> Any:
+            found = self.module(model) if model in NAMES else str(self.path) if model == "file" else shape(model)
+            return read(found, dynamic=True, max_batch=16, max_length=None)
+
+        return self._keep(("source", model), make)
+
     @property
     def tokenizer(self) -> Any:
         """That of the language model."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from irx.bench.baselines.absent import Absent
 from irx.bench.baselines.reading import reader
+from irx.bench.guard import reason
 from irx.bench.lab import Lab
 from irx.bench.result import Result, verdict
 from irx.bench.timing import samples, spread, summary
@@ -106,9 +106,7 @@ class _Field:
             self.missing[name] = str(error)
             return None
         except Exception as error:
-            if os.environ.get("IRX_DEBUG", "0") not in ("", "0"):
-                raise
-            self.wrong[name] = f"it fails with {type(error).__name__}: {error}"
+            self.wrong[name] = reason(error)[1]
             return None
         self.ready[name] = ready
         return result

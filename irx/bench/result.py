@@ -8,7 +8,14 @@ from typing import Any
 from irx.bench.timing import Spread, Timing
 
 LITTLE = ("s", "w", "b", "nats")  # units of which little is wanted
-_FORMS = {"%": "{:.0f} %", "s": "{:.3g} s", "b": "{:.3f} of the bytes", "nats": "{:.3g} nats", "d": "{:+.3g}"}
+_FORMS = {
+    "%": "{:.0f} %",
+    "s": "{:.3g} s",
+    "b": "{:.3f} of the bytes",
+    "nats": "{:.3g} nats",
+    "d": "{:+.3g}",
+    "r": "{:.3f}",
+}
 SLACK = 0.95  # how far below what is wanted the lower quartile may be
 
 
@@ -16,11 +23,12 @@ SLACK = 0.95  # how far below what is wanted the lower quartile may be
 class Result:
     """A row: `figure` in `unit` against `wanted`. Units are `x`: how many times faster, `%`: share of a limit, `s`:
     seconds, `w`: times the bytes of the weights, `b`: part of the bytes without the pass, `nats`: a divergence, `d`: a
-    difference.
+    difference, `r`: a ratio of perplexities.
 
     `verdict` is `holds`, `below`, `above` (of what should be little), `shown` (nothing was wanted), of an ordering also
-    `reversed` or `undecided`, `absent` or `wrong` (another result, or a crash), the last two without figures and with
-    the reason in `note`. `floor` is the seconds that moving the unavoidable bytes takes at the `bandwidth` of the run;
+    `reversed` or `undecided`, of a figure that is known from elsewhere `differs`, else `absent` or `wrong` (another
+    result, or a crash), the last two without figures and with the reason in `note`. `floor` is the seconds that moving
+    the unavoidable bytes takes at the `bandwidth` of the run;
     `error` is the largest deviation from the reference, in parts of its largest value.
     """
 

@@ -19,6 +19,7 @@ Call: TypeAlias = Callable[[], object]
 WARMUP = 5  # calls of each candidate before the first round
 SETTLE = 3  # calls at the start of a turn that bring a candidate's weights and code back into the caches
 SLOW = 0.25  # seconds of a call from which one call settles, and two are enough for a turn
+LONG = 2.0  # seconds of a call from which none settles and one is a turn: nothing of it is left in a cache anyway
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ def _plan(function: Call, turn: float) -> tuple[int, int]:
         start = time.perf_counter()
         function()
         once = min(once, time.perf_counter() - start)
+        if once > LONG:
+            return 0, 1
     return (1, 2) if once > SLOW else (SETTLE, max(2, min(1000, round(turn / once))))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from irx.bench import bench, quality, race
+from irx.bench.guard import each, guarded
 from irx.bench.paired import paired
 from irx.bench.result import Result, single
 from irx.bench.rows import kv, lossy, orderings, tokens
@@ -39,7 +40,7 @@ def results(folder: Path, name: str) -> dict[str, Result]:
 def test_layouts_of_the_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layouts = {"4-bit token": Layout("kv-quantize{bits=4}", 0.31, 1.0), "gone": Layout("no-such-pass")}
     monkeypatch.setattr(kv, "LAYOUTS", layouts)
-    monkeypatch.setattr(kv, "FAMILIES", (kv.Layouts(kv.SMALL, 512), kv.SharedPrefix()))
+    monkeypatch.setattr(kv, "FAMILIES", (kv.Layouts(kv.SMALL, 512), kv.Allocated(), kv.SharedPrefix()))
     monkeypatch.setattr(kv, "QUICK_PREFIX", 32)
     monkeypatch.setattr(kv, "recalled", lambda fast, length, needles: 0.5)
     found = results(folder, "kv")
@@ -51,6 +52,8 @@ def test_layouts_of_the_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
         found["language model, 512 tokens, 4-bit token: needles recalled"].note == "the full cache itself recalls 50 %"
     )
     assert found["language model, 512 tokens, gone: bytes"].verdict == "absent"
+    allocated = found["language model, 8192 tokens, 4-bit token: bytes allocated"].figure
+    assert allocated is not None and 0 < allocated.median < 1.5
     shared = found["language model, 8 rows: a shared prefix of 32 tokens"]
     assert shared.figure is not None and shared.error is not None and shared.error < 0.05
 
@@ -73,7 +76,7 @@ def test_pruned_prompts_and_shared_layers(folder: Path, monkeypatch: pytest.Monk
     parameters = next(result for what, result in found.items() if "parameters" in what)
     assert parameters.verdict == "holds"
     repair = found["repair after share-attention: part of the KL gone"]
-    assert repair.figure is not None and "on held-out text" in repair.note
+    assert repair.figure is not None and "more than a third by" in repair.note and "in 4 pairs" in repair.note
 
 
 def test_orderings_of_depth(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,10 +84,31 @@ def test_orderings_of_depth(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(orderings, "_weights", lambda lab: iter(()))
     monkeypatch.setattr(orderings, "PROMPT", 64)
     monkeypatch.setattr(orderings, "_missed", lambda lab, scorer: [0.0, 1.0] if scorer == "snapkv" else [1.0, 1.0])
+    few = {
+        "one": orderings.Sensitivity("skip-layers{policy=list, layers=[2]}", 1.0, quick=True),
+        "gone": orderings.Sensitivity("no-such-pass", 1.0, quick=True),
+        "long": orderings.Sensitivity("skip-layers{policy=list, layers=[3]}", 1.0),
+    }
+    monkeypatch.setattr(orderings, "SENSITIVITIES", few)
     found = results(folder, "orderings")
+    one = found.pop("SmolLM2, one: ratio of perplexities")
+    assert one.figure is not None and one.verdict in ("holds", "differs") and "top-1" in one.note
+    assert found.pop("SmolLM2, gone: ratio of perplexities").note.startswith("UnknownPass")
     assert {result.verdict for result in found.values()} <= {"holds", "reversed", "undecided"}
-    assert "in 2 pairs" in found["2 blocks left out: a search beats similarity"].note
+    assert "in 4 pairs" in found["2 blocks left out: a search beats similarity"].note
     assert found["a fifth of the cache, needles at 64 tokens: snapkv beats norm"].verdict == "undecided"
+
+
+def test_an_error_costs_no_other_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing() -> Any:
+        yield single(Result("kv", "first", "", None, "b"), 0.5)
+        raise MemoryError("no room")
+
+    monkeypatch.delenv("IRX_DEBUG", raising=False)
+    first, second = each(Result("kv", "family", "", None, "b"), failing)
+    assert first.figure is not None and second.figure is None
+    assert (second.verdict, second.note) == ("wrong", "it fails with MemoryError: no room")
+    assert guarded(second, lambda: first) is first
 
 
 def test_intervals_of_paired_differences() -> None:

@@ -8,18 +8,21 @@ alone; needles count only at contexts where the full cache finds most of them, w
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from irx.bench.lab import Lab, irx_decode, moved
+from irx.analysis.needles import DEPTHS
+from irx.bench.guard import each, guarded
+from irx.bench.lab import Lab, moved
 from irx.bench.quality import CONTINUED, continued, distance, ids_of, recalled
 from irx.bench.race import Candidate, Race, Ready, Row
 from irx.bench.result import Result, single
-from irx.errors import IRXError
 
 CONTEXTS = (512, 2048, 8192)
 QUICK_CONTEXTS = (512,)
+QUICK_LAYOUTS = ("4-bit token", "2-bit kivi", "snapkv 20 %")  # of the large model
 ROOM = 256  # tokens of a context that are left for what is appended
 DENSE = "IRX dense bf16"
 LEAST_RECALL = 0.8
@@ -56,6 +59,25 @@ MODELS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
+class Entered:
+    """A layout behind the prompt: what was compiled, its step of decoding, and the bytes of its cache."""
+
+    fast: Any
+    ready: Ready
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the dense cache predicts behind the prompt, and how much of what is planted in it is found."""
+
+    ids: Any
+    predictions: Any
+    recall: float
+    needles: int
+
+
+@dataclass(frozen=True)
 class Layouts:
     """All rows of one model at one context."""
 
@@ -69,41 +91,55 @@ class Layouts:
         return f"layouts of the cache, {_named(self.model)}, a context of {self.context} tokens"
 
     def measure(self, lab: Lab) -> Iterator[Result]:
-        """Times, bytes, and on a real model quality."""
-        if lab.quick and (self.context not in QUICK_CONTEXTS or self.model != SMALL):
+        """Layout by layout, so that two caches and two copies of all weights are held: times, bytes, quality."""
+        if lab.quick and self.context not in QUICK_CONTEXTS:
             return
-        yield from self._race(lab).measure(lab)
-        for name, layout in LAYOUTS.items():
-            yield self._bytes(lab, name, layout)
+        dense, known = self._entered(lab, Layout("")), None
         if self.model == SMALL:
-            yield from self._quality(lab)
+            known = self._known(lab, dense)
+            row = Result(self.name, self._what("dense bf16", "needles recalled"), "", None, "%")
+            yield single(row, known.recall, f"{known.needles} needles at each of {len(DEPTHS)} depths")
+        for name, layout in LAYOUTS.items():
+            if lab.quick and self.model != SMALL and name not in QUICK_LAYOUTS:
+                continue
+            row = Result(self.name, self._what(name, "bytes"), layout.passes, None, "b")
+            yield from each(row, partial(self._of_layout, lab, name, dense, known))
 
-    def _race(self, lab: Lab) -> Race:
-        last = self.context == max(CONTEXTS)
-        ours = {f"IRX {name}": Candidate(partial(self._ready, layout=one), None) for name, one in LAYOUTS.items()}
+    def _of_layout(self, lab: Lab, name: str, dense: Entered, known: Known | None) -> Iterator[Result]:
+        layout, last = LAYOUTS[name], self.context == max(CONTEXTS)
+        ours = self._entered(lab, layout)
+        found = Result(self.name, self._what(name, "bytes"), layout.passes, layout.most_bytes if last else None, "b")
+        sizes = f"{ours.bytes / 1e6:.2f} MB, the dense cache {dense.bytes / 1e6:.2f} MB, as allocated"
+        yield single(found, ours.bytes / dense.bytes, sizes)
+        yield from self._race(name, dense, ours).measure(lab)
+        if known is not None:
+            yield from self._quality(lab, name, ours.fast, known)
+
+    def _entered(self, lab: Lab, layout: Layout) -> Entered:
+        lab.tell(f"  making {layout.passes or DENSE}")
+        fast = lab.made(self.model, " | ".join(part for part in ("default", layout.passes, MODELS[self.model]) if part))
+        session, ids = fast.session(1), self._ids(fast, self._prompt)
+        session.append(ids)
+        size = moved(fast, "decode", {"B": 1, "T": self._prompt + 1})
+        return Entered(fast, Ready(_stepping(session, ids).step, size), int(session.memory()))
+
+    def _race(self, name: str, dense: Entered, ours: Entered) -> Race:
+        layout, mine = LAYOUTS[name], f"IRX {name}"
+        wanted = layout.faster if self.context == max(CONTEXTS) else None
         return Race(
             name=self.name,
             title=self.title,
             reference=DENSE,
-            candidates={DENSE: Candidate(partial(self._ready, layout=Layout("")), None), **ours},
-            rows=[
-                Row(self._what(name, "decode"), f"IRX {name}", (DENSE,), one.faster if last else None, one.passes)
-                for name, one in LAYOUTS.items()
-            ],
+            candidates={
+                DENSE: Candidate(lambda lab: dense.ready, None),
+                mine: Candidate(lambda lab: ours.ready, None),
+            },
+            rows=[Row(self._what(name, "decode"), mine, (DENSE,), wanted, layout.passes)],
         )
-
-    def _ready(self, lab: Lab, layout: Layout) -> Ready:
-        fast = self._fast(lab, layout)
-        size = moved(fast, "decode", {"B": 1, "T": self._prompt + 1})
-        return Ready(irx_decode(fast, self._ids(fast, self._prompt)), size)
 
     @property
     def _prompt(self) -> int:
         return self.context - ROOM if self.context == max(CONTEXTS) else self.context
-
-    def _fast(self, lab: Lab, layout: Layout) -> Any:
-        passes = [part for part in ("default", layout.passes, MODELS[self.model]) if part]
-        return lab.irx_with(self.model, " | ".join(passes))
 
     def _ids(self, fast: Any, count: int) -> Any:
         import torch
@@ -112,51 +148,26 @@ class Layouts:
             return ids_of(fast, count)
         return torch.randint(0, 1000, (1, count), generator=torch.Generator().manual_seed(0))
 
-    def _bytes(self, lab: Lab, name: str, layout: Layout) -> Result:
-        wanted = layout.most_bytes if self.context == max(CONTEXTS) else None
-        found = Result(self.name, self._what(name, "bytes"), layout.passes, wanted, "b")
-        try:
-            dense, ours = (self._allocated(self._fast(lab, one)) for one in (Layout(""), layout))
-        except IRXError as error:
-            return found.without("absent", str(error))
-        return single(found, ours / dense, f"{ours / 1e6:.2f} MB, the dense cache {dense / 1e6:.2f} MB, as allocated")
-
-    def _allocated(self, fast: Any) -> int:
-        session = fast.session(1)
-        session.append(self._ids(fast, self._prompt))
-        return int(session.memory())
-
-    def _quality(self, lab: Lab) -> Iterator[Result]:
+    def _known(self, lab: Lab, dense: Entered) -> Known:
         """Recall of the full cache first: where it finds few needles itself, it says nothing of the others."""
-        dense, needles = self._fast(lab, Layout("")), 1 if lab.quick else 8
-        ids = ids_of(dense, self._prompt + CONTINUED)
-        before = continued(dense, ids, self._prompt)
-        full = recalled(dense, self._prompt, needles)
-        yield single(Result(self.name, self._what("dense bf16", "needles recalled"), "", None, "%"), full)
-        for name, layout in LAYOUTS.items():
-            yield from self._of_layout(lab, name, layout, (before, ids, full, needles))
+        needles = 1 if lab.quick else 8
+        lab.tell(f"  what the dense cache predicts, and {needles} needles at every depth")
+        ids = ids_of(dense.fast, self._prompt + CONTINUED)
+        predictions = continued(dense.fast, ids, self._prompt)
+        return Known(ids, predictions, recalled(dense.fast, self._prompt, needles), needles)
 
-    def _of_layout(self, lab: Lab, name: str, layout: Layout, known: tuple[Any, Any, float, int]) -> Iterator[Result]:
-        before, ids, full, needles = known
-        kinds = {"KL": ("nats", "kl"), "top-1": ("%", "top1"), "needles recalled": ("%", "")}
-        rows = {
-            kind: Result(self.name, self._what(name, kind), layout.passes, None, unit)
-            for kind, (unit, _) in kinds.items()
-        }
-        try:
-            fast = self._fast(lab, layout)
-            figures = distance(before, continued(fast, ids, self._prompt))
-            recall = recalled(fast, self._prompt, needles) if full >= LEAST_RECALL else None
-        except IRXError as error:
-            yield from (row.without("absent", str(error)) for row in rows.values())
+    def _quality(self, lab: Lab, name: str, fast: Any, known: Known) -> Iterator[Result]:
+        figures = distance(known.predictions, continued(fast, known.ids, self._prompt))
+        yield single(self._row(name, "KL", "nats"), figures["kl"])
+        yield single(self._row(name, "top-1", "%"), figures["top1"])
+        row = self._row(name, "needles recalled", "%")
+        if known.recall < LEAST_RECALL:
+            yield row.without("absent", f"the full cache itself recalls {100 * known.recall:.0f} %")
             return
-        for kind, row in rows.items():
-            if kinds[kind][1]:
-                yield single(row, figures[kinds[kind][1]])
-            elif recall is None:
-                yield row.without("absent", f"the full cache itself recalls {100 * full:.0f} %")
-            else:
-                yield single(row, recall)
+        yield single(row, recalled(fast, self._prompt, known.needles))
+
+    def _row(self, name: str, kind: str, unit: str) -> Result:
+        return Result(self.name, self._what(name, kind), LAYOUTS[name].passes, None, unit)
 
     def _what(self, name: str, kind: str) -> str:
         return f"{_named(self.model)}, {self.context} tokens, {name}: {kind}"
@@ -186,25 +197,67 @@ class SharedPrefix:
         yield from race.measure(lab)
 
     def _unshared(self, lab: Lab, count: int) -> Ready:
-        fast = lab.irx_with(SMALL, f"default | {MODELS[SMALL]}")
+        fast = lab.made(SMALL, f"default | {MODELS[SMALL]}")
         ids = ids_of(fast, count + 1).expand(ROWS, -1)
-        return _stepping(fast.session(ROWS), ids, ids[:, :-1])
+        session = fast.session(ROWS)
+        session.append(ids[:, :-1])
+        return _stepping(session, ids)
 
     def _shared(self, lab: Lab, count: int) -> Ready:
-        fast = lab.irx_with(SMALL, f"default | {SHARED} | {MODELS[SMALL]}")
+        fast = lab.made(SMALL, f"default | {SHARED} | {MODELS[SMALL]}")
         ids = ids_of(fast, count + 1).expand(ROWS, -1)
-        return _stepping(fast.session(ROWS, prefix=fast.prefix(ids[:1, :-1])), ids, None)
+        return _stepping(fast.session(ROWS, prefix=fast.prefix(ids[:1, :-1])), ids)
 
 
-def _stepping(session: Any, ids: Any, first: Any) -> Ready:
-    """The last column of ids, again and again."""
-    if first is not None:
-        session.append(first)
+@dataclass(frozen=True)
+class Allocated:
+    """What caches take at the longest context, without its prompt being computed, where the full rows are left out."""
+
+    name: str = "kv"
+    title: str = f"bytes allocated for {max(CONTEXTS)} tokens"
+
+    def measure(self, lab: Lab) -> Iterator[Result]:
+        """Of layouts that hold all tokens."""
+        if not lab.quick:
+            return
+        program = lab.source(SMALL).program
+        dense = _allocated(program, Layout(""))
+        for name, layout in LAYOUTS.items():
+            what = f"language model, {max(CONTEXTS)} tokens, {name}: bytes allocated"
+            found = Result(self.name, what, layout.passes, layout.most_bytes, "b")
+            if layout.passes.startswith("kv-quantize"):
+                yield guarded(found, lambda found=found, one=layout: single(found, _allocated(program, one) / dense))  # type: ignore[misc]
+
+
+def _allocated(program: Any, layout: Layout) -> int:
+    """Bytes of empty states that have room for the longest context."""
+    import torch
+
+    import irx.api as api
+    from irx.ir.types import KVType
+    from irx.runtime.kv import empty_state
+
+    passes = " | ".join(part for part in ("default", layout.passes) if part)
+    changed, _ = api.transform(program, api.aim("cpu"), passes, None)
+    found = 0
+    for value in changed.graphs["decode"].inputs:
+        if isinstance(value.type, KVType):
+            state = empty_state(value.type, 1, torch.device("cpu"))
+            state.reserve(max(CONTEXTS), max(CONTEXTS))
+            found += state.bytes
+    return found
+
+
+def _stepping(session: Any, ids: Any) -> Ready:
+    """The last column of ids, again and again; a cache that cannot be taken back keeps it, and stays as large."""
+    from irx.errors import TokensEvicted
+
     length = session.length
 
     def step() -> Any:
         logits = session.append(ids[:, -1:].contiguous())
-        session.truncate(length)
+        with suppress(TokensEvicted):
+            session.truncate(length)
         return logits
 
     return Ready(step)
@@ -214,4 +267,4 @@ def _named(model: str) -> str:
     return "language model" if model == SMALL else model
 
 
-FAMILIES = (*(Layouts(model, context) for model in MODELS for context in CONTEXTS), SharedPrefix())
+FAMILIES = (*(Layouts(model, context) for model in MODELS for context in CONTEXTS), Allocated(), SharedPrefix())

@@ -8,78 +8,57 @@ bits already.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
-from irx.bench.baselines.absent import Absent
+from irx.bench.guard import each, guarded
 from irx.bench.lab import Lab
 from irx.bench.paired import Paired, paired
 from irx.bench.quality import text
 from irx.bench.result import Result
-from irx.errors import IRXError
+from irx.bench.timing import Spread
+from irx.bench.windows import Windows, windows
 
 if TYPE_CHECKING:
-    from irx.analysis.data import Data
-    from irx.analysis.quality import HeldOut
     from irx.ir.program import Program
 
 BLOCKS = 3  # that are left out
 SWAPS, QUICK_SWAPS = 40, 2  # candidates of the search for which blocks go
-NEEDLES, QUICK_NEEDLES = 40, 2
+NEEDLES, QUICK_NEEDLES = 40, 10
+WINDOWS, QUICK_WINDOWS = 32, 4
+QUICK_TEXT = 8_000  # letters, about 2000 tokens
 PROMPT = 512  # tokens around a needle: SmolLM2 finds it there
 FOUR_BITS = "quantize-weights{bits=4, skip=none"
 EVICT = "default | kv-evict{keep=0.2, scorer="
+NOISE = 0.005  # of perplexity on 2000 tokens
 
 
 @dataclass(frozen=True)
-class Windows:
-    """A model's program and its data; losses of other programs, window by window."""
+class Sensitivity:
+    """A change of SmolLM2 and the ratio of perplexities that it is known to cost, on other text."""
 
-    program: Program
-    data: Data
-    judges: Sequence[HeldOut]
-    figure: str
-    optimize: Callable[[str], tuple[Program, Any]]
-
-    def losses(self, passes: str) -> list[float]:
-        """KL of every window behind the passes, or 1 - cosine. Raises IRXError where one of them is not kept."""
-        changed, ledger = self.optimize(f"none | {passes}" if passes else "none")
-        bad = [row for row in ledger.rows if row.effect == "lossy" and row.decision != "kept"]
-        if bad:
-            raise Absent(f"{bad[0].name} was {bad[0].decision}: {bad[0].reason}")
-        figures = [judge.figures(changed)[self.figure] for judge in self.judges]
-        return figures if self.figure == "kl" else [1 - value for value in figures]
+    passes: str
+    ratio: float
+    quick: bool = False
 
 
-def windows(lab: Lab, source: Any, data: Any, figure: str, most: int) -> Windows:
-    """Up to `most` held-out windows, each with a judge of its own, which keeps what the original predicts."""
-    import irx.api as api
-    from irx.analysis.data import split
-    from irx.analysis.quality import HeldOut
-
-    goal = api.aim("torch")
-    found = split(data, source.program, source.tokenizer)
-    batches = [
-        {name: array[i : i + 1] for name, array in batch.items()} for batch in found.held_out for i in _rows(batch)
-    ]
-    parts = [replace(found, held_out=(batch,)) for batch in batches[:most]]
-    prepare = api.runner(goal)
-    judges = [HeldOut(source.program, part, prepare) for part in parts]
-    optimize = partial(_optimized, source.program, found)
-    return Windows(source.program, found, judges, figure, optimize)
-
-
-def _optimized(program: Program, data: Data, pipeline: str) -> tuple[Program, Any]:
-    import irx.api as api
-
-    return api.transform(program, api.aim("torch"), pipeline, data)
-
-
-def _rows(batch: Any) -> range:
-    return range(len(next(iter(batch.values()))))
+_LEFT_OUT = "skip-layers{policy=list, layers=["
+_OWN_GRID = 'quantize-weights{bits=4, symmetric=false, mixed=["*embed_tokens.weight=8"]}'
+SENSITIVITIES = {
+    "block 15 left out": Sensitivity(f"{_LEFT_OUT}15]}}", 34.05 / 27.50, quick=True),
+    "block 20 left out": Sensitivity(f"{_LEFT_OUT}20]}}", 34.66 / 27.50),
+    "block 28 left out": Sensitivity(f"{_LEFT_OUT}28]}}", 85.65 / 27.50, quick=True),
+    "blocks 10 and 20 left out": Sensitivity(f"{_LEFT_OUT}10, 20]}}", 44.19 / 27.50),
+    "blocks 14 to 17 left out": Sensitivity(f"{_LEFT_OUT}14, 15, 16, 17]}}", 44.71 / 27.50),
+    "weights in bf16": Sensitivity("cast-weights{dtype=bf16}", 27.503 / 27.50),
+    "8-bit weights": Sensitivity("quantize-weights{bits=8, group=256}", 27.41 / 27.50),
+    "4-bit weights, symmetric groups of 32": Sensitivity("quantize-weights{bits=4}", 36.29 / 27.50, quick=True),
+    "4-bit weights on the file's own grid": Sensitivity(_OWN_GRID, 27.497 / 27.50, quick=True),
+}
 
 
 @dataclass(frozen=True)
@@ -90,15 +69,23 @@ class Orderings:
     title: str = "which method does better, in pairs, with 95 % intervals"
 
     def measure(self, lab: Lab) -> Iterator[Result]:
-        """Depth, weights, cache."""
-        for part in (_depth, _weights, _needles):
-            yield from part(lab)
+        """Depth, weights, cache, and how much single changes cost."""
+        parts = {"depth": _of_language, "precision of MiniLM's weights": _weights, "cache": _needles}
+        for what, part in parts.items():
+            lab.tell(f"  {what}")
+            yield from each(Result(self.name, what, "", None, "d"), partial(part, lab))
 
 
-def _depth(lab: Lab) -> Iterator[Result]:
-    from irx.frontends.sources import read
+def _of_language(lab: Lab) -> Iterator[Result]:
+    """Windows of the language model in float32: depth, then what is known of single changes."""
+    source = replace(lab.source("f32"), tokenizer=lab.tokenizer)
+    data = text()[:QUICK_TEXT] if lab.quick else text()
+    found = windows(source, [data], "kl", QUICK_WINDOWS if lab.quick else WINDOWS)
+    yield from _sensitivities(lab, found)
+    yield from _depth(lab, found)
 
-    found = windows(lab, read(str(lab.path)), [text()], "kl", 2 if lab.quick else 32)
+
+def _depth(lab: Lab, found: Windows) -> Iterator[Result]:
     blocks = _block_count(found.program)
     keep = blocks - BLOCKS
     uniform = f"skip-layers{{policy=uniform, keep={keep}}}"
@@ -112,12 +99,33 @@ def _depth(lab: Lab) -> Iterator[Result]:
     )
 
 
+def _sensitivities(lab: Lab, found: Windows) -> Iterator[Result]:
+    for what, one in SENSITIVITIES.items():
+        if lab.quick and not one.quick:
+            continue
+        lab.tell(f"    {what}")
+        row = Result("orderings", f"SmolLM2, {what}: ratio of perplexities", one.passes, None, "r")
+        yield guarded(row, partial(_sensitive, found, row, one))
+
+
+def _sensitive(found: Windows, row: Result, one: Sensitivity) -> Result:
+    """The ratio with the 95 % interval of its logarithm over windows, beside what is known from another text."""
+    figures = found.figures(one.passes)
+    logs: Paired = paired([math.log(each["ppl_ratio"]) for each in figures])
+    ratio = Spread(*(math.exp(min(value, 700.0)) for value in (logs.mean, logs.low, logs.high)))
+    within = ratio.low <= one.ratio * (1 + NOISE) and ratio.high >= one.ratio * (1 - NOISE)
+    said = "holds" if within else "differs"
+    agreed = _mean([each["top1"] for each in figures])
+    note = f"{one.ratio:.3f} on 2000 tokens of news; here in {logs.count} windows, top-1 {agreed:.1%}"
+    return row.measured(ratio, said, note=note)
+
+
 def _searched(lab: Lab, found: Windows, similar: str) -> str:
     """Swaps of one block at a time, from similarity's choice, judged on calibration data; as many blocks go."""
     from irx.analysis.quality import HeldOut
 
-    draw, sample = random.Random(0), found.data.sample(1024, 2048)
-    judge = HeldOut(found.program, sample, found.judges[0].prepare)
+    draw, sample = random.Random(0), found.data.sample(512 if lab.quick else 1024, 2048)
+    judge = HeldOut(found.program, sample, found.judge.prepare)
     best = _chosen(found, similar)
     least = judge.figures(found.optimize(f"none | {_list(best)}")[0])["kl"]
     others = list(range(1, _block_count(found.program) - 1))
@@ -152,14 +160,10 @@ def _block_count(program: Program) -> int:
 def _weights(lab: Lab) -> Iterator[Result]:
     from irx.frontends.sources import read
 
-    try:
-        ids, mask = _encoder_inputs(lab)
-        source = read(lab.encoder("f32"), {"input_ids": ids[:2], "attention_mask": mask[:2]}, max_batch=16)
-    except (Absent, IRXError) as error:
-        yield Result("orderings", "precision of MiniLM's weights", "", None, "d").without("absent", str(error))
-        return
+    ids, mask = _encoder_inputs(lab)
+    source = read(lab.encoder("f32"), {"input_ids": ids[:2], "attention_mask": mask[:2]}, max_batch=16)
     rows = [{"input_ids": ids[i : i + 1], "attention_mask": mask[i : i + 1]} for i in range(len(ids))]
-    found = windows(lab, source, rows, "cosine", 2 if lab.quick else 32)
+    found = windows(source, rows, "cosine", QUICK_WINDOWS if lab.quick else WINDOWS)
     pairs = {
         "4-bit weights: asymmetric beats symmetric": (f"{FOUR_BITS}, symmetric=false}}", f"{FOUR_BITS}}}"),
         "4-bit weights: groups of 32 beat rows": (f"{FOUR_BITS}}}", f"{FOUR_BITS}, group=256}}"),
@@ -176,10 +180,11 @@ def _encoder_inputs(lab: Lab) -> Any:
 
 def _needles(lab: Lab) -> Iterator[Result]:
     """Recall at equal size: 1 for a needle that is missed."""
+    known = lru_cache(partial(_missed, lab))
     for other in ("norm", "window"):
         yield _row(
             f"a fifth of the cache, needles at {PROMPT} tokens: snapkv beats {other}",
-            lambda other=other: (_missed(lab, "snapkv"), _missed(lab, other)),  # type: ignore[misc]
+            lambda other=other: (known("snapkv"), known(other)),  # type: ignore[misc]
         )
 
 
@@ -189,7 +194,7 @@ def _missed(lab: Lab, scorer: str) -> list[float]:
 
     from irx.analysis.needles import DEPTHS, plant
 
-    fast = lab.irx_with("file", f"{EVICT}{scorer}}}")
+    fast = lab.made("file", f"{EVICT}{scorer}}}")
     count, found = QUICK_NEEDLES if lab.quick else NEEDLES, []
     for i in range(count):
         needle = plant(fast.tokenizer, text(), PROMPT, DEPTHS[i % len(DEPTHS)], i)
@@ -201,13 +206,13 @@ def _missed(lab: Lab, scorer: str) -> list[float]:
 
 def _row(what: str, measure: Callable[[], tuple[Sequence[float], Sequence[float]]]) -> Result:
     """The losses of the better and of the other method as a row."""
-    found = Result("orderings", what, "", None, "d")
-    try:
-        better, worse = measure()
-    except (Absent, IRXError) as error:
-        return found.without("absent", str(error))
-    one: Paired = paired([b - a for a, b in zip(better, worse, strict=True)])
-    return found.measured(one.spread, one.verdict, note=f"{one}; losses {_mean(better):.4g} and {_mean(worse):.4g}")
+    row = Result("orderings", what, "", None, "d")
+    return guarded(row, lambda: _compared(row, *measure()))
+
+
+def _compared(row: Result, better: Sequence[float], worse: Sequence[float]) -> Result:
+    one = paired([b - a for a, b in zip(better, worse, strict=True)])
+    return row.measured(one.spread, one.verdict, note=f"{one}; losses {_mean(better):.4g} and {_mean(worse):.4g}")
 
 
 def _mean(values: Sequence[float]) -> float:
