@@ -15,6 +15,7 @@ _FORMS = {
     "nats": "{:.3g} nats",
     "d": "{:+.3g}",
     "r": "{:.3f}",
+    "p": "{:.2f}",
 }
 SLACK = 0.95  # how far below what is wanted the lower quartile may be
 
@@ -23,12 +24,12 @@ SLACK = 0.95  # how far below what is wanted the lower quartile may be
 class Result:
     """A row: `figure` in `unit` against `wanted`. Units are `x`: how many times faster, `%`: share of a limit, `s`:
     seconds, `w`: times the bytes of the weights, `b`: part of the bytes without the pass, `nats`: a divergence, `d`: a
-    difference, `r`: a ratio of perplexities.
+    difference, `r`: a ratio of perplexities, `p`: what was predicted in parts of what is measured.
 
     `verdict` is `holds`, `below`, `above` (of what should be little), `shown` (nothing was wanted), of an ordering also
-    `reversed` or `undecided`, of a figure that is known from elsewhere `differs`, else `absent` or `wrong` (another
-    result, or a crash), the last two without figures and with the reason in `note`. `floor` is the seconds that moving
-    the unavoidable bytes takes at the `bandwidth` of the run;
+    `reversed` or `undecided`, of a figure that is known from elsewhere `differs`, of a prediction `flagged`, else
+    `absent` or `wrong` (another result, or a crash), the last two without figures and with the reason in `note`.
+    `floor` is the seconds that moving the unavoidable bytes takes at the `bandwidth` of the run;
     `error` is the largest deviation from the reference, in parts of its largest value.
     """
 

@@ -9,10 +9,12 @@ import pytest
 
 from irx.bench import bench, quality, race
 from irx.bench.guard import each, guarded
+from irx.bench.lab import Lab
 from irx.bench.paired import paired
 from irx.bench.result import Result, single
-from irx.bench.rows import kv, lossy, orderings, tokens
+from irx.bench.rows import kv, lossy, orderings, predicted, tokens
 from irx.bench.rows.kv import Layout
+from irx.pipeline.latency import Latency
 from tests.cli.models import WORDS, save_model
 
 
@@ -109,6 +111,16 @@ def test_an_error_costs_no_other_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert first.figure is not None and second.figure is None
     assert (second.verdict, second.note) == ("wrong", "it fails with MemoryError: no room")
     assert guarded(second, lambda: first) is first
+
+
+def test_a_prediction_that_is_off_is_flagged(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = {"default": (Latency(1.0, 0.01), 0.8), "default | right": (Latency(0.5, 0.01), 0.4)}
+    steps["default | wrong"] = (Latency(0.9, 0.01), 0.4)
+    monkeypatch.setattr(predicted, "_step", lambda lab, pipeline: steps[pipeline])
+    monkeypatch.setattr(predicted, "PASSES", {"a": "right", "b": "wrong"})
+    right, wrong = predicted.Predicted().measure(Lab(Path("unused")))
+    assert right.figure is not None and (right.verdict, right.figure.median) == ("holds", pytest.approx(1.0))
+    assert wrong.figure is not None and (wrong.verdict, wrong.figure.median) == ("flagged", pytest.approx(5.0))
 
 
 def test_intervals_of_paired_differences() -> None:

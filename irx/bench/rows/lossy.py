@@ -21,11 +21,14 @@ from irx.bench.lab import Lab, irx_decode, moved
 from irx.bench.quality import text
 from irx.bench.race import Candidate, Race, Ready, Row
 from irx.bench.result import Result, single
+from irx.bench.rows.predicted import Predicted
 from irx.errors import IRXError
 
 CONTEXT = 128
 MINUTES, QUICK_MINUTES = 20.0, 0.5
 FAMILIES_ALONE = ("depth", "attention", "cache", "weights")
+QUICK_ALONE = ("depth", "weights")
+QUICK_BUDGET = "kl at most 0.05"
 EXACT, EAGER = "IRX exact f32", "eager f32"
 FIRST_SECONDS, BEST_SECONDS = 180.0, 1200.0
 BUDGETS: dict[str, dict[str, Any]] = {"ppl_ratio at most 1.02": {"ppl_ratio": 1.02}, "kl at most 0.05": {"kl": 0.05}}
@@ -74,8 +77,10 @@ class Searched:
 
     def measure(self, lab: Lab) -> Iterator[Result]:
         """Times in turns, with what was chosen and what it spends."""
-        limits = BUDGETS[self.label]
-        alone = {f"IRX {family} alone": partial(_alone, limits=limits, family=family) for family in FAMILIES_ALONE}
+        if lab.quick and self.label != QUICK_BUDGET:
+            return
+        limits, families = BUDGETS[self.label], QUICK_ALONE if lab.quick else FAMILIES_ALONE
+        alone = {f"IRX {family} alone": partial(_alone, limits=limits, family=family) for family in families}
         race = Race(
             name=self.name,
             title=self.title,
@@ -114,7 +119,7 @@ def times(notes: Sequence[str]) -> tuple[float, ...]:
 
 
 def _exact(lab: Lab) -> Ready:
-    fast = lab.irx("f32")
+    fast = lab.made("f32", "default")
     return Ready(irx_decode(fast, lab.ids(CONTEXT)), moved(fast, "decode", {"B": 1, "T": CONTEXT + 1}))
 
 
@@ -190,6 +195,7 @@ def _eager(lab: Lab) -> Ready:
 
 
 FAMILIES = (
+    Predicted(),
     *(Searched(label) for label in BUDGETS),
     Race(
         name="lossy",

@@ -70,7 +70,7 @@ class Gain(Instrument):
         noise = (new.noise**2 + old.noise**2) ** 0.5
         self.gains[step.step] = Latency(new.seconds - old.seconds, noise)
         if step.one.effect is Effect.LOSSY:
-            self.predicted[step.step] = old.seconds * (_floor(full, ctx.device) / _floor(without, ctx.device) - 1)
+            self.predicted[step.step] = old.seconds * (modelled(full, ctx.device) / modelled(without, ctx.device) - 1)
 
     def end(self, passes: Sequence[Pass], ledger: Ledger) -> None:
         """Enter the gains, each in the first row of its pass."""
@@ -96,7 +96,7 @@ class Gain(Instrument):
         return Verdict(worst, f"a step is {slower:.0f} us slower with it on this device", dropped=True)
 
 
-def _floor(program: Program, device: Device) -> float:
+def modelled(program: Program, device: Device) -> float:
     """Seconds that the cost model has for a step: every region at the slower of its bytes and operations."""
     (graph,) = main_graph(program).graphs.values()
     sizes = {name: 1 if name in ("B", "R") else CONTEXT for name in (*used_sizes(graph), "T")}
