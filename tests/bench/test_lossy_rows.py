@@ -78,7 +78,7 @@ def test_pruned_prompts_and_shared_layers(folder: Path, monkeypatch: pytest.Monk
     parameters = next(result for what, result in found.items() if "parameters" in what)
     assert parameters.verdict == "holds"
     repair = found["repair after share-attention: part of the KL gone"]
-    assert repair.figure is not None and "more than a third by" in repair.note and "in 2 pairs" in repair.note
+    assert repair.figure is not None and "more than a third by" in repair.note and "in 3 pairs" in repair.note
 
 
 def test_orderings_of_depth(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +97,7 @@ def test_orderings_of_depth(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert one.figure is not None and one.verdict in ("holds", "differs") and "top-1" in one.note
     assert found.pop("SmolLM2, gone: ratio of perplexities").note.startswith("UnknownPass")
     assert {result.verdict for result in found.values()} <= {"holds", "reversed", "undecided"}
-    assert "in 2 pairs" in found["2 blocks left out: a search beats similarity"].note
+    assert "in 3 pairs" in found["2 blocks left out: a search beats similarity"].note
     assert found["a fifth of the cache, needles at 64 tokens: snapkv beats norm"].verdict == "undecided"
 
 

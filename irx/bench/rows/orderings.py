@@ -111,11 +111,11 @@ def _sensitivities(lab: Lab, found: Windows) -> Iterator[Result]:
 def _sensitive(found: Windows, row: Result, one: Sensitivity) -> Result:
     """The ratio with the 95 % interval of its logarithm over windows, beside what is known from another text."""
     figures = found.figures(one.passes)
-    logs: Paired = paired([math.log(each["ppl_ratio"]) for each in figures])
+    logs: Paired = paired([math.log(window["ppl_ratio"]) for window in figures])
     ratio = Spread(*(math.exp(min(value, 700.0)) for value in (logs.mean, logs.low, logs.high)))
     within = ratio.low <= one.ratio * (1 + NOISE) and ratio.high >= one.ratio * (1 - NOISE)
     said = "holds" if within else "differs"
-    agreed = _mean([each["top1"] for each in figures])
+    agreed = _mean([window["top1"] for window in figures])
     note = f"{one.ratio:.3f} on 2000 tokens of news; here in {logs.count} windows, top-1 {agreed:.1%}"
     return row.measured(ratio, said, note=note)
 
