@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from irx.bench import bench, quality, race
+from irx.bench import bench, predicted, quality, race
 from irx.bench.guard import each, guarded
 from irx.bench.lab import Lab
 from irx.bench.paired import paired
 from irx.bench.result import Result, single
-from irx.bench.rows import kv, lossy, orderings, predicted, tokens
+from irx.bench.rows import kv, lossy, orderings, tokens
 from irx.bench.rows.kv import Layout
 from irx.pipeline.latency import Latency
 from tests.cli.models import WORDS, save_model

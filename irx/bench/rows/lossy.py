@@ -18,10 +18,10 @@ from irx.bench.baselines.absent import Absent
 from irx.bench.baselines.encoder import eager_encoder
 from irx.bench.baselines.language import eager_decode
 from irx.bench.lab import Lab, irx_decode, moved
+from irx.bench.predicted import Predicted
 from irx.bench.quality import text
 from irx.bench.race import Candidate, Race, Ready, Row
 from irx.bench.result import Result, single
-from irx.bench.rows.predicted import Predicted
 from irx.errors import IRXError
 
 CONTEXT = 128
