@@ -44,6 +44,11 @@ FINE = 6  # attention and feed-forward units and blocks, the least important, th
 _BY_SIMILARITY = "skip-layers{policy=similarity"
 REPAIRED = " | repair-output"
 THE_REST = " | quantize-weights{bits=8}"  # embedding and LM head, which 4 bits leave as they are
+_CODES_WITH_TAIL = tuple(f"kv-quantize{{scheme=kivi, bits={bits}}}" for bits in (4, 2))
+_RING = "kv-ring{window=256}"
+# These exclude each other, and gain where contexts are longer than their tails and windows, or prompts long. Codes and
+# rings are judged by `forward`, which they change alike; evictions teacher-forced behind the first half of each window,
+# which is the prompt that loses tokens (`irx.analysis.quality`).
 
 # Data: a method joins the search by a line here.
 TABLE: Sequence[Unit] = (
@@ -52,6 +57,9 @@ TABLE: Sequence[Unit] = (
     Unit("tokens", tuple(f"prune-tokens{{keep={share}}}" for share in (0.7, 0.5, 0.3, 0.2)), prompts=True),
     Unit("attention", tuple(f"share-attention{{threshold={least}}}{REPAIRED}" for least in (0.95, 0.9, 0.8))),
     Unit("cache", ("kv-quantize{bits=8}", "kv-quantize{bits=4}")),
+    Unit(
+        "cache", (*_CODES_WITH_TAIL, *(f"kv-evict{{keep={share}}}" for share in (0.5, 0.3, 0.2)), _RING), prompts=True
+    ),
     Unit("weights", tuple(f"slice-ffn{{keep={share}}}" for share in (0.95, 0.9, 0.8))),
     Unit("weights", tuple(f"lowrank-weights{{rank={share}}}" for share in (0.6, 0.45, 0.3))),
     Unit(
