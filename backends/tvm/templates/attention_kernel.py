@@ -152,8 +152,8 @@ class AttentionKernel:
         store = self.f.store
         if self.x.pages is None:
             head = whole(self.w, f"({b}) * {self.f.groups} + ({g})")
-            per = (f"{head} * ({self.capacity} // {slots})" for slots in (BLOCK, store.tokens))
-            return (*per, f"{head} * {self.capacity}")  # type: ignore[return-value]
+            blocks, elements = (f"{head} * ({self.capacity} // {slots})" for slots in (BLOCK, store.tokens))
+            return blocks, elements, f"{head} * {self.capacity}"
         slot = self.x.pages.first_slot(self.w, b, g, self.f.groups, tile)
         return f"({slot} // {BLOCK})", f"({slot} // {store.tokens})", slot
 
