@@ -14,6 +14,7 @@ from irx.analysis.random_weights import bind_random_weights
 from irx.backends.tvm import checking, steps
 from irx.backends.tvm.backend import BACKEND, CHOICES
 from irx.backends.tvm.codegen import missing
+from irx.backends.tvm.templates.attention_kernel import AttentionKernel
 from irx.errors import KernelFailed
 from irx.ir.program import Program
 from irx.target import host_cpu
@@ -125,3 +126,23 @@ def test_a_region_is_checked_once_on_a_machine(monkeypatch: pytest.MonkeyPatch) 
     assert sorted(checked) == ["linear", "tanh"]
     compiled()
     assert len(checked) == 2
+
+
+KEPT = """
+graph @forward(%x: f32[B, 2, 1, 16], %pos: i64[B, 1], %kv0: STATE) -> (y: f32[B, 2, 1, 16], kv0: STATE) {
+  %kv = irx.kv_append(%kv0, %x, %x, %pos)
+  %y = irx.kv_attention(%x, %kv, %pos) {scale=0.25}  // model.attention @ net.py:3
+  return %y, %kv
+}
+""".replace("STATE", "kv<heads=2, dim=16, blocked, f32, kept=0.5>")
+
+
+def test_an_eviction_that_reads_a_free_slot_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that attend behind what is left see one slot more than is taken."""
+    right = AttentionKernel.high
+    shifted = {False: lambda kernel, position: f"({position} + 2)", True: right}
+    monkeypatch.setattr(AttentionKernel, "high", lambda kernel, at: shifted[kernel.x.keys is not None](kernel, at))
+    made = irx.compile(irx.parse(KEPT), target="tvm:cpu", pipeline="")
+    ((node, reason),) = made.ledger().summary.fallbacks.items()
+    assert "kv_attention" in node and "model.attention" in node
+    assert "is refused: its result is off by" in reason
