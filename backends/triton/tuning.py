@@ -206,7 +206,7 @@ def _times(plan: Any, graph: Graph, sizes: Mapping[str, int]) -> list[float]:
     found = []
     for _ in range(REPEAT):
         _dirt().zero_()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         recorded.replay()
         end.record()

@@ -3,9 +3,9 @@
     python -m irx.bench.schedules                  # all devices, into irx/tuning/library
     python -m irx.bench.schedules a100-80gb l4 --models smollm2-135m
 
-Kernels of the programs that the bench ships, in bf16; of products with few rows the defaults are what the model wants.
-Only what beats the default clearly
-is written, and every row says that it was modelled; `irx tune` on the device replaces it.
+Kernels of the programs that the bench ships, in bf16; of products of four rows and less the defaults are what the model
+wants. Only what beats the default clearly is written, and every row says that it was modelled; `irx tune` on the device
+replaces it.
 """
 
 from __future__ import annotations
