@@ -15,7 +15,8 @@ After:
 Kernels put a token into its slot and attend to all slots up to it. That is right because a state keeps its tokens in
 order and whatever is appended is newer than them (`irx.runtime.kv_kept`), so nothing has to compare positions. Where a
 state is a ring (`irx.runtime.kv_ring`), a token takes the place of another, and all slots in use are seen: attention
-gets an input of its own, `%seen_kv0`.
+gets an input of its own, `%seen_kv0`. Where the graph itself chooses the tokens that go on, how many there are is known
+before the call, and so are their slots; which ones they were becomes one more output.
 """
 
 from __future__ import annotations
@@ -33,20 +34,23 @@ _PLACES = {"kv_append": 4, "kv_attention": 5}  # which operand the slots are
 class Slots:
     """An input of slots: the indices of its state, and of the positions that go into it.
 
-    It says where tokens are, or with `read` up to which slot they see, where that is another than their own.
+    It says where tokens are, or with `read` up to which slot they see, where that is another than their own. Of tokens
+    that the graph has `chosen`, `positions` is the index of the output that tells which.
     """
 
     state: int
     positions: int
     read: bool = False
+    chosen: bool = False
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A graph whose last inputs are slots."""
+    """A graph whose last inputs are slots, and whose last `told` outputs are positions of tokens that it chose."""
 
     graph: Graph
     slots: tuple[Slots, ...] = ()
+    told: int = 0
 
     @staticmethod
     def of(graph: Graph) -> Placed:
@@ -64,10 +68,12 @@ class _Placing:
     _bodies: dict[tuple[Graph, int, int], Graph] = field(default_factory=dict)
 
     def run(self) -> Placed:
-        graph, slots = self.graph, list[Slots]()
+        graph, slots, outputs = self.graph, list[Slots](), len(self.graph.outputs)
         for index in self.states:
             state = graph.inputs[index]
             pos = appended(graph).get(state)
+            if pos is not None and pos not in graph.inputs:
+                slots += self._chosen(state, index, pos)
             if pos is None or pos not in graph.inputs:
                 continue
             place = graph.inputs.index(pos)
@@ -77,7 +83,19 @@ class _Placing:
                 seen = graph.add_input(f"seen_{state.name}", pos.type)
                 slots.append(Slots(index, place, read=True))
             self._tell(graph, state, {"kv_append": given, "kv_attention": seen})
-        return Placed(graph, tuple(slots))
+        return Placed(graph, tuple(slots), len(graph.outputs) - outputs)
+
+    def _chosen(self, state: Value, index: int, pos: Value) -> list[Slots]:
+        """The slots of tokens that the graph chooses, of positions `pos`; none of a ring, where places are taken."""
+        graph = self.graph
+        if isinstance(state.type, KVType) and state.type.window is not None:
+            return []
+        if pos not in graph.outputs:
+            named = dict(zip(graph.output_names, graph.outputs, strict=True))
+            graph.set_outputs({**named, f"positions_{state.name}": pos})
+        given = graph.add_input(f"slots_{state.name}", pos.type)
+        self._tell(graph, state, {"kv_append": given, "kv_attention": given})
+        return [Slots(index, graph.outputs.index(pos), chosen=True)]
 
     def _tell(self, graph: Graph, state: Value, slots: Mapping[str, Value]) -> None:
         """Tell all nodes that append to a state or attend to it."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from irx.backends.regions.slots import Slots, appended
-from irx.ir.graph import Graph
+from irx.backends.regions.slots import Placed, Slots, appended
+from irx.backends.torch.binding import SizeReader
+from irx.ir.dims import evaluate
 from irx.ir.types import KVType
 from irx.runtime.kv import KVState, step_of
+from irx.runtime.kv_kept import Kept
 
 _UNLIMITED = 1 << 40
 
@@ -18,15 +21,19 @@ _UNLIMITED = 1 << 40
 class States:
     """Which inputs of a graph are states, and which positions input says where their new tokens go.
 
-    `slots` say of which states and positions kernels are told the slots (`irx.backends.regions.slots`).
+    Kernels are told slots (`irx.backends.regions.slots`) of states that may lose tokens.
     """
 
-    def __init__(self, graph: Graph, slots: Sequence[Slots] = ()) -> None:
-        self.told = tuple(slots)
+    def __init__(self, placed: Placed) -> None:
+        graph, self.told = placed.graph, placed.slots
+        self._own = len(graph.outputs) - placed.told
+        given = graph.inputs[: len(graph.inputs) - len(self.told)]
+        self._chosen = {one.state: v.tensor for one, v in zip(self.told, graph.inputs[len(given) :]) if one.chosen}
+        self._sizes = SizeReader(given)
         self.indices = [i for i, value in enumerate(graph.inputs) if isinstance(value.type, KVType)]
         places = appended(graph)
         found = [(i, places[graph.inputs[i]]) for i in self.indices if graph.inputs[i] in places]
-        self._known = all(position in graph.inputs for _, position in found)
+        self._known = all(position in graph.inputs or i in self._chosen for i, position in found)
         self._appending = [(i, graph.inputs.index(position)) for i, position in found if position in graph.inputs]
 
     def make_room(self, inputs: Sequence[Any]) -> bool:
@@ -51,20 +58,57 @@ class States:
                     state.own()
                 state.admit(step, _UNLIMITED)
             state.lengths = step.lengths
+        for i in self._chosen:
+            state = inputs[i]
+            state.reserve(_first(state) + self.chosen(i, inputs), _UNLIMITED)
+            state.lengths = state.step.lengths
         return self._known
+
+    def chosen(self, index: int, inputs: Sequence[Any]) -> int:
+        """How many tokens of a call the graph chooses for a state."""
+        sizes = self._sizes.named(self._sizes.read(inputs))
+        return evaluate(self._chosen[index].shape[1], sizes)
 
     def slots(self, inputs: Sequence[Any]) -> list[Tensor]:
         """Where the tokens of a call go, i64 [B, S] for every state that kernels are told about."""
-        found: dict[tuple[object, int, bool], Tensor] = {}
+        found: dict[object, Tensor] = {}
         made = []
         for one in self.told:
             kept = inputs[one.state].kept
-            key = (None if kept is None else kept.alike, one.positions, one.read)
+            key = (None if kept is None else kept.alike, one.positions, one.read, one.chosen)
             if key not in found:
-                pos = inputs[one.positions]
-                found[key] = pos if kept is None else kept.seen_of(pos) if one.read else kept.slots_of(pos)
+                found[key] = self._slots(one, inputs)
             made.append(found[key])
         return made
+
+    def _slots(self, one: Slots, inputs: Sequence[Any]) -> Tensor:
+        state: KVState = inputs[one.state]
+        if one.chosen:
+            first = _first(state)
+            slots = torch.arange(first, first + self.chosen(one.state, inputs), device=state.keys.device)
+            return slots.expand(len(state.lengths), -1).contiguous()
+        pos: Tensor = inputs[one.positions]
+        if state.kept is None:
+            return pos
+        return state.kept.seen_of(pos) if one.read else state.kept.slots_of(pos)
+
+    def unused(self, inputs: Sequence[Any]) -> list[Tensor]:
+        """In place of slots, for torch's kernels, which look at positions."""
+        zeros = {
+            i: torch.zeros(len(inputs[i].lengths), self.chosen(i, inputs), dtype=torch.int64) for i in self._chosen
+        }
+        return [
+            zeros[one.state].to(inputs[one.state].keys.device) if one.chosen else inputs[one.positions]
+            for one in self.told
+        ]
+
+    def settle(self, inputs: Sequence[Any], outputs: list[Any]) -> list[Any]:
+        """The outputs that the graph has by itself, once states know which tokens were chosen for them."""
+        for one in self.told:
+            state: KVState = inputs[one.state]
+            if one.chosen and state.kept is not None and state.step is not None:
+                state.kept = state.kept.chosen(outputs[one.positions], state.step)
+        return outputs[: self._own]
 
     def _followed(self, index: int, state: KVState) -> bool:
         """True where the new tokens go behind all others, or into slots of the numbers of their positions."""
@@ -72,4 +116,17 @@ class States:
             return False
         if state.kept is None:
             return state.ring is None or max(state.lengths, default=0) < state.ring.window
-        return state.kept.follows(state.step, state.lengths) and any(index == one.state for one in self.told)
+        told = any(index == one.state for one in self.told)
+        alike = index not in self._chosen or (state.step is not None and state.step.uniform and _alike(state.kept))
+        return told and alike and state.kept.follows(state.step, state.lengths)
+
+
+def _alike(kept: Kept) -> bool:
+    """True where the new tokens of all rows go into the same slots."""
+    return kept.common is not None and len(set(kept.counts)) == 1
+
+
+def _first(state: KVState) -> int:
+    """The slot of the first token that a step adds to a state whose rows are alike."""
+    assert state.kept is not None and state.step is not None
+    return state.kept.used((state.step.start,) * len(state.lengths))[0]

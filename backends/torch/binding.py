@@ -7,20 +7,20 @@ from typing import Any
 
 from irx.errors import InputMismatch
 from irx.ir.dims import SymDim, evaluate, names
-from irx.ir.graph import Graph
+from irx.ir.graph import Value
 from irx.ir.types import TensorType
 
 
 class SizeReader:
     """Where each named size is found. A size that is never an axis by itself is solved for in an expression."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, inputs: Sequence[Value]) -> None:
         self._axes: list[tuple[int, int]] = []
         self._names: list[str] = []
         self._solved: list[tuple[str, SymDim, int]] = []
         places = [
             (dim, i, axis)
-            for i, value in enumerate(graph.inputs)
+            for i, value in enumerate(inputs)
             if isinstance(value.type, TensorType)
             for axis, dim in enumerate(value.type.shape)
             if isinstance(dim, SymDim)

@@ -52,7 +52,7 @@ class Plan:
         self.output_names = tuple(graph.output_names)
         self._device = device
         self._lowered = lower(graph, device)
-        self._sizes = SizeReader(graph)
+        self._sizes = SizeReader(graph.inputs)
         self._registers: list[Any] = [None] * len(self._lowered.levels)
         self._specialised: OrderedDict[tuple[int, ...], Specialised] = OrderedDict()
         self._read_outputs = _reader(tuple(self._lowered.outputs))

@@ -80,7 +80,7 @@ class Bound:
         self.offsets: list[int] = []
         self._known: dict[Dim, int] = {}
         self._rooms = {i: self._room(v) for i, v in enumerate(plan.all_inputs) if self._is_copied(v)}
-        states = [(i, v) for i, v in enumerate(plan.outputs) if isinstance(v.type, KVType)]
+        states = [(i, v) for i, v in enumerate(plan.all_outputs) if isinstance(v.type, KVType)]
         self._states = [(i, plan.all_inputs.index(plan.buffers.root[value])) for i, value in states]
 
     def size(self, dim: Dim) -> int:
@@ -136,14 +136,14 @@ class Bound:
 
     def new_outputs(self) -> list[Any]:
         """New tensors for outputs, None where another step says what they are."""
-        return [self._new(i, value) for i, value in enumerate(self.plan.outputs)]
+        return [self._new(i, value) for i, value in enumerate(self.plan.all_outputs)]
 
     def results(self, given: Sequence[Any], outputs: list[Any]) -> list[Any]:
         """The outputs of a call, once its steps are made."""
         for output, index in self._states:
             outputs[output] = given[index]
         for output in self.plan.buffers.outputs_copied:
-            outputs[output] = self.tensor(self.plan.outputs[output], given, outputs).clone()
+            outputs[output] = self.tensor(self.plan.all_outputs[output], given, outputs).clone()
         return outputs
 
     def tensor(self, value: Value, given: Sequence[Any], outputs: Sequence[Any]) -> Any:
@@ -169,7 +169,7 @@ class Bound:
             if index in self._rooms:
                 return self._rooms[index].view(self.shape(value.tensor))
             return Late("input", index)
-        found = next(i for i, out in enumerate(self.plan.outputs) if self.plan.buffers.root.get(out) is root)
+        found = next(i for i, out in enumerate(self.plan.all_outputs) if self.plan.buffers.root.get(out) is root)
         return Late("output", found)
 
     def _run(self, step: KernelStep | TorchStep, given: list[Any], outputs: Sequence[Any]) -> None:

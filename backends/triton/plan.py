@@ -50,8 +50,9 @@ class Plan:
         self.name = graph.name
         self.all_inputs: Sequence[Value] = tuple(graph.inputs)
         self.inputs: Sequence[Value] = self.all_inputs[: len(graph.inputs) - len(placed.slots)]
-        self.outputs: Sequence[Value] = tuple(graph.outputs)
-        self.output_names: Sequence[str] = tuple(graph.output_names)
+        self.all_outputs: Sequence[Value] = tuple(graph.outputs)
+        self.outputs: Sequence[Value] = self.all_outputs[: len(graph.outputs) - placed.told]
+        self.output_names: Sequence[str] = tuple(graph.output_names[: len(self.outputs)])
         self.graph = graph
         self.steps = steps
         self.executor = executor
@@ -61,8 +62,8 @@ class Plan:
         self.constants = Constants(steps)
         self.arena = torch.empty(0, dtype=torch.uint8, device=self.device)
         self._zeros: dict[tuple[str, int], Tensor] = {}
-        self._states = States(graph, placed.slots)
-        self._sizes = SizeReader(graph)
+        self._states = States(placed)
+        self._sizes = SizeReader(graph.inputs)
         recordable = self.device.type == "cuda" and all(step.lowered is not None for step in steps.steps)
         self._recorder = Recorder(self.all_inputs, record_cuda if recordable else None)
         self._bound: OrderedDict[tuple[int, ...], Bound] = OrderedDict()
@@ -88,7 +89,7 @@ class Plan:
             if not self._states.make_room(inputs):
                 return self._by_torch(inputs)
             given = (*inputs, *self._states.slots(inputs))
-            return self._recorder.run(self.prepared(given), given)
+            return self._states.settle(inputs, self._recorder.run(self.prepared(given), given))
         except torch.OutOfMemoryError as error:
             raise self._full(inputs) from error
 
@@ -160,4 +161,4 @@ class Plan:
             assert self._store is not None
             self._whole = TorchPlan(expanded(self.graph), self.device)
             self._whole.bind(self._store)
-        return self._whole(*inputs, *(inputs[one.positions] for one in self._states.told))
+        return self._whole(*inputs, *self._states.unused(inputs))[: len(self.outputs)]

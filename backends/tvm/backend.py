@@ -114,7 +114,7 @@ class TvmBackend:
         objects = {k.symbol: blobs[f"{k.symbol}.o"] for k in kernels if f"{k.symbol}.o" in blobs}
         missing = [kernel for kernel in kernels if kernel.symbol not in objects]
         objects |= compile_kernels(missing, device) if missing else {}
-        return Plan(placed.graph, steps, objects, placed.slots)
+        return Plan(placed, steps, objects)
 
 
 BACKEND = TvmBackend()

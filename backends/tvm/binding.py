@@ -134,9 +134,9 @@ class Bound:
         self.rooms: list[tuple[int, Tensor]] = []
         self._large: list[int] = []
         self._take_inputs()
-        states = [(i, v) for i, v in enumerate(plan.outputs) if isinstance(v.type, KVType)]
+        states = [(i, v) for i, v in enumerate(plan.all_outputs) if isinstance(v.type, KVType)]
         self._states = [(i, plan.all_inputs.index(plan.buffers.root[value])) for i, value in states]
-        self.made = [self._new(i, value) for i, value in enumerate(plan.outputs)]
+        self.made = [self._new(i, value) for i, value in enumerate(plan.all_outputs)]
 
     def size(self, dim: Dim) -> int:
         """The number that a size expression has here."""
@@ -220,7 +220,7 @@ class Bound:
         for output, index in self._states:
             outputs[output] = given[index]
         for output in self.plan.buffers.outputs_copied:
-            outputs[output] = self.tensor(self.plan.outputs[output], given, outputs).clone()
+            outputs[output] = self.tensor(self.plan.all_outputs[output], given, outputs).clone()
         return outputs
 
     def tensor(self, value: Value, given: Sequence[Any], outputs: Sequence[Any]) -> Any:
@@ -247,7 +247,7 @@ class Bound:
             index = self.plan.all_inputs.index(root)
             own = next((tensor for i, tensor in self.rooms if i == index), None)
             return Late("input", index) if own is None else own.data_ptr()
-        outputs = self.plan.outputs
+        outputs = self.plan.all_outputs
         return Late("output", next(i for i, out in enumerate(outputs) if self._root(out) is root))
 
     def _root(self, value: Value) -> Value | None:

@@ -20,6 +20,7 @@ from irx.analysis.random_weights import bind_random_weights
 from irx.analysis.reference import evaluate_values
 from irx.backends.regions.lowered import Case
 from irx.backends.regions.sites import Site, alone
+from irx.backends.regions.slots import Placed
 from irx.backends.regions.steps import Step, Steps
 from irx.backends.tvm.plan import Plan
 from irx.cache import CacheKey, Store
@@ -90,7 +91,7 @@ def error(program: Program, graph: Graph, plan: Plan, sizes: Mapping[str, int]) 
 def bound_plan(program: Program, graph: Graph, site: Site, step: Step, objects: Mapping[str, bytes]) -> Plan:
     """A plan of one region with random weights, which `program` has then; graph and site as `alone` gives them."""
     bind_random_weights(program.weights)
-    plan = Plan(graph, Steps(graph, [Step(site, step.lowered, step.reason)], order=[site]), objects)
+    plan = Plan(Placed(graph), Steps(graph, [Step(site, step.lowered, step.reason)], order=[site]), objects)
     plan.bind(WeightStore(lambda weight: tensor_of(program.weights, weight), torch.device("cpu")))
     return plan
 

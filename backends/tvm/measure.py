@@ -19,6 +19,7 @@ import torch
 
 from irx.backends.regions.lowered import Choices
 from irx.backends.regions.sites import Site, add_sizes
+from irx.backends.regions.slots import Placed
 from irx.backends.regions.steps import Step, Steps
 from irx.backends.tvm.codegen import compile_kernels
 from irx.backends.tvm.kernel import Kernel
@@ -86,7 +87,7 @@ def _timed(ring: Steps, sizes: Mapping[str, int], objects: Mapping[str, bytes]) 
 
 def times(ring: Steps, sizes: Mapping[str, int], objects: Mapping[str, bytes]) -> list[float]:
     """Seconds of one region, from several runs over a ring of it."""
-    plan = Plan(ring.graph, ring, objects)
+    plan = Plan(Placed(ring.graph), ring, objects)
     plan.bind(WeightStore(partial(_zeros, {w.name: w.tensor for w in _weights(ring)}), torch.device("cpu")))
     inputs = [_input(value, sizes, expanded(ring.graph)) for value in ring.graph.inputs]
     plan.profile(*inputs)

@@ -16,7 +16,7 @@ import torch
 from irx.backends.regions import report
 from irx.backends.regions.buffers import plan_buffers
 from irx.backends.regions.constants import Constants
-from irx.backends.regions.slots import Slots
+from irx.backends.regions.slots import Placed
 from irx.backends.regions.states import States
 from irx.backends.regions.steps import Steps
 from irx.backends.torch.binding import SizeReader
@@ -25,7 +25,7 @@ from irx.backends.tvm.binding import Bound, bind_sizes
 from irx.backends.tvm.native import load
 from irx.backends.tvm.repeated import Repeated, repeated
 from irx.errors import InputMismatch
-from irx.ir.graph import Graph, Value
+from irx.ir.graph import Value
 from irx.ir.regions import expanded
 from irx.ledger import Row
 from irx.runtime.profile import Timed
@@ -37,20 +37,22 @@ BINDINGS_KEPT = 32
 class Plan:
     """One graph, ready to run. See `irx.runtime.kernel.GraphKernel`."""
 
-    def __init__(self, graph: Graph, steps: Steps, objects: Mapping[str, bytes], slots: Sequence[Slots] = ()) -> None:
+    def __init__(self, placed: Placed, steps: Steps, objects: Mapping[str, bytes]) -> None:
+        graph = placed.graph
         self.name = graph.name
         self.all_inputs: Sequence[Value] = tuple(graph.inputs)
-        self.inputs: Sequence[Value] = self.all_inputs[: len(graph.inputs) - len(slots)]
-        self.outputs: Sequence[Value] = tuple(graph.outputs)
-        self.output_names: Sequence[str] = tuple(graph.output_names)
+        self.inputs: Sequence[Value] = self.all_inputs[: len(graph.inputs) - len(placed.slots)]
+        self.all_outputs: Sequence[Value] = tuple(graph.outputs)
+        self.outputs: Sequence[Value] = self.all_outputs[: len(graph.outputs) - placed.told]
+        self.output_names: Sequence[str] = tuple(graph.output_names[: len(self.outputs)])
         self.graph = graph
         self.steps = steps
         self.functions = load(objects)
         self.buffers = plan_buffers(graph, steps.order, steps.constants)
         self.constants = Constants(steps)
         self.arena = torch.empty(0, dtype=torch.uint8)
-        self._states = States(graph, slots)
-        self._sizes = SizeReader(graph)
+        self._states = States(placed)
+        self._sizes = SizeReader(graph.inputs)
         self._bound: OrderedDict[tuple[int, ...], Bound] = OrderedDict()
         self._whole: TorchPlan | None = None
         self._store: WeightStore | None = None
@@ -66,7 +68,7 @@ class Plan:
         if not self._states.make_room(inputs):
             return self._by_torch(inputs)
         given = (*inputs, *self._states.slots(inputs))
-        return self._prepared(given).run(given)
+        return self._states.settle(inputs, self._prepared(given).run(given))
 
     def repeated(self, inputs: Sequence[Any], ids: str, positions: str) -> Repeated | None:
         """A call like the last one, which had these inputs."""
@@ -125,4 +127,4 @@ class Plan:
             assert self._store is not None
             self._whole = TorchPlan(expanded(self.graph), torch.device("cpu"))
             self._whole.bind(self._store)
-        return self._whole(*inputs, *(inputs[one.positions] for one in self._states.told))
+        return self._whole(*inputs, *self._states.unused(inputs))[: len(self.outputs)]

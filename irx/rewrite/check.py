@@ -99,7 +99,7 @@ def difference(new: Array, old: Array) -> float:
     same = np.where(finite, True, (a == b) | (np.isnan(a) & np.isnan(b)))
     if not same.all() or not finite.any():
         return math.inf
-    return float(np.abs(a - b)[finite].max() / max(np.abs(b[finite]).max(), 1e-30))
+    return float(np.abs(a[finite] - b[finite]).max() / max(np.abs(b[finite]).max(), 1e-30))
 
 
 def _clamp(value: int, range: Range) -> int:

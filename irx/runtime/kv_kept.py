@@ -78,6 +78,16 @@ class Kept:
         """Slots in use of rows of so many tokens."""
         return tuple(length - gone for length, gone in zip(lengths, self.shift, strict=True))
 
+    def chosen(self, pos: Tensor, step: Step) -> Kept:
+        """After tokens of positions `pos` [B, K], a choice of those of a step of all rows, came behind all others."""
+        before = (step.start,) * len(pos)
+        used = self.used(before)[0]
+        if pos.shape[1] == step.end - step.start:
+            return self
+        held = self.slot_positions(used, before)
+        positions = torch.cat([held, pos[:, None].expand(-1, held.shape[1], -1).to(held.device)], 2)
+        return Kept(positions.int(), (positions.shape[2],) * len(pos), step.lengths, self.floor)
+
     def slots_of(self, pos: Tensor) -> Tensor:
         """Where tokens of positions `pos` [B, S] that came after the choice are; padding (-1) stays -1."""
         if self.common is not None and pos.shape[1] == 1:
