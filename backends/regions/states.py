@@ -94,13 +94,12 @@ class States:
 
     def unused(self, inputs: Sequence[Any]) -> list[Tensor]:
         """In place of slots, for torch's kernels, which look at positions."""
-        zeros = {
-            i: torch.zeros(len(inputs[i].lengths), self.chosen(i, inputs), dtype=torch.int64) for i in self._chosen
-        }
-        return [
-            zeros[one.state].to(inputs[one.state].keys.device) if one.chosen else inputs[one.positions]
-            for one in self.told
-        ]
+        return [self._zeros(one.state, inputs) if one.chosen else inputs[one.positions] for one in self.told]
+
+    def _zeros(self, index: int, inputs: Sequence[Any]) -> Tensor:
+        state: KVState = inputs[index]
+        shape = (len(state.lengths), self.chosen(index, inputs))
+        return torch.zeros(shape, dtype=torch.int64, device=state.keys.device)
 
     def settle(self, inputs: Sequence[Any], outputs: list[Any]) -> list[Any]:
         """The outputs that the graph has by itself, once states know which tokens were chosen for them."""
@@ -115,10 +114,12 @@ class States:
         if state.positions is not None:
             return False
         if state.kept is None:
-            return state.ring is None or max(state.lengths, default=0) < state.ring.window
-        told = any(index == one.state for one in self.told)
-        alike = index not in self._chosen or (state.step is not None and state.step.uniform and _alike(state.kept))
-        return told and alike and state.kept.follows(state.step, state.lengths)
+            fits = state.ring is None or max(state.lengths, default=0) < state.ring.window
+            return fits and index not in self._chosen
+        if not any(index == one.state for one in self.told):
+            return False
+        alike = state.step is not None and state.step.uniform and _alike(state.kept)
+        return state.kept.follows(state.step, state.lengths) and (alike or index not in self._chosen)
 
 
 def _alike(kept: Kept) -> bool:
