@@ -12,7 +12,7 @@ from irx.backends.regions.slots import Placed, Slots, appended
 from irx.backends.torch.binding import SizeReader
 from irx.ir.dims import evaluate
 from irx.ir.types import KVType
-from irx.runtime.kv import KVState, step_of
+from irx.runtime.kv import KVState, Step, step_of
 from irx.runtime.kv_kept import Kept
 
 _UNLIMITED = 1 << 40
@@ -61,7 +61,7 @@ class States:
         for i in self._chosen:
             state = inputs[i]
             state.reserve(_first(state) + self.chosen(i, inputs), _UNLIMITED)
-            state.lengths = state.step.lengths
+            state.lengths = _step(state).lengths
         return self._known
 
     def chosen(self, index: int, inputs: Sequence[Any]) -> int:
@@ -105,8 +105,8 @@ class States:
         """The outputs that the graph has by itself, once states know which tokens were chosen for them."""
         for one in self.told:
             state: KVState = inputs[one.state]
-            if one.chosen and state.kept is not None and state.step is not None:
-                state.kept = state.kept.chosen(outputs[one.positions], state.step)
+            if one.chosen and state.kept is not None:
+                state.kept = state.kept.chosen(outputs[one.positions], _step(state))
         return outputs[: self._own]
 
     def _followed(self, index: int, state: KVState) -> bool:
@@ -129,5 +129,11 @@ def _alike(kept: Kept) -> bool:
 
 def _first(state: KVState) -> int:
     """The slot of the first token that a step adds to a state whose rows are alike."""
-    assert state.kept is not None and state.step is not None
-    return state.kept.used((state.step.start,) * len(state.lengths))[0]
+    assert state.kept is not None
+    return state.kept.used((_step(state).start,) * len(state.lengths))[0]
+
+
+def _step(state: KVState) -> Step:
+    """The step of a session, without which kernels follow no choice."""
+    assert state.step is not None
+    return state.step
