@@ -162,7 +162,12 @@ def middle(b: Builder, g: Graph, columns: int) -> dict[str, Value]:
     return {"y": b("softmax", x, axis=1), "i": b("argmax", x, axis=-1), "c": b("cumsum", x, axis=1)}
 
 
-MAKES: tuple[Make, ...] = (add_norm, half_norm, gated, masked_softmax, pooled, heads, rotated, embedded, middle)
+def across(b: Builder, g: Graph, columns: int) -> dict[str, Value]:
+    x = input_of(g, B, columns, S)
+    return {"y": b("sum", x, axes=(1,)), "z": b("amax", x, axes=(1,))}
+
+
+MAKES: tuple[Make, ...] = (add_norm, half_norm, gated, masked_softmax, pooled, heads, rotated, embedded, middle, across)
 SIZES = ((1, 1), (2, 5), (3, 1))
 COLUMNS = (1, 64, 131)
 

@@ -205,6 +205,12 @@ class Code:
         return Index(outer.known[key], 0, True, masks)
 
 
+def block_width(extent: Dim) -> int:
+    """How many of `extent` elements `Code.blocks` puts into a block: all of a short row, else a piece."""
+    width = power_of_two(extent) if isinstance(extent, int) else PIECE
+    return width if width <= LARGEST_BLOCK else PIECE
+
+
 def power_of_two(size: int) -> int:
     """The smallest power of two that is not below the size."""
     return 1 << max(0, size - 1).bit_length()

@@ -12,7 +12,7 @@ from irx.backends.regions.groups import LINEWISE, Buffer, Buffers
 from irx.backends.regions.lowered import Call, Data, Refusal
 from irx.backends.triton.elementwise import computes
 from irx.backends.triton.kernel import Kernel
-from irx.backends.triton.regions.code import Code, Single, power_of_two
+from irx.backends.triton.regions.code import Code, Single, block_width, power_of_two
 from irx.backends.triton.regions.lines import lines
 from irx.backends.triton.regions.places import Index, Place, Shape, elements
 from irx.backends.triton.regions.tables import Table
@@ -105,7 +105,7 @@ class Group:
         """A row for each program: reductions of it run once."""
         if self.columns == 1:
             raise Single
-        width = power_of_two(self.columns) if isinstance(self.columns, int) else BLOCK
+        width = block_width(self.columns)
         code = self.code(width)
         row = Index(code.let("tl.program_id(0).to(tl.int64)", "row"))
         code.blocks(self.columns, lambda column: self.store(code, Place(self.shape, split=(row, column))))

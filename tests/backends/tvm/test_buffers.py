@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import irx.ops  # noqa: F401  declares the ops
 from irx.backends.regions.buffers import plan_buffers
 from irx.backends.regions.lowered import Choices, default_schedule
+from irx.backends.regions.slots import Placed
 from irx.backends.regions.steps import Step, Steps
 from irx.backends.torch.plan import Plan as TorchPlan
 from irx.backends.tvm.codegen import compile_kernels, missing
@@ -88,7 +89,7 @@ def test_results_are_those_of_torch_whatever_is_left_to_torch(data: st.DataObjec
     left = data.draw(st.lists(st.booleans(), min_size=len(steps.steps), max_size=len(steps.steps)))
     steps.steps = [Step(s.site, None, "drawn") if out else s for s, out in zip(steps.steps, left, strict=True)]
     assert all(step.lowered is not None or step.reason == "drawn" for step in steps.steps)
-    plan, reference = Plan(graph, steps, objects()), TorchPlan(graph, torch.device("cpu"))
+    plan, reference = Plan(Placed(graph), steps, objects()), TorchPlan(graph, torch.device("cpu"))
     for one in (plan, reference):
         one.bind(WeightStore(lambda name: torch.empty(0), torch.device("cpu")))
     for batch in (1, 3, 2):
