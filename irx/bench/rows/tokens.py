@@ -31,7 +31,7 @@ class Pruned:
     """A prompt whose tokens are pruned after the middle layer."""
 
     name: str = "tokens"
-    title: str = f"a prompt of {PROMPT} tokens to the first token, pruned to a fifth after the middle layer"
+    title: str = "a long prompt to the first token, pruned to a fifth after the middle layer"
 
     def measure(self, lab: Lab) -> Iterator[Result]:
         """Times in turns."""
