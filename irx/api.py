@@ -90,9 +90,8 @@ def compile(
     _check_search(search, budget)
     _check_budget(budget, data)
     goal = aim(target)
-    floats = "bf16" if goal.device.is_gpu else "f32"
     limits: dict[str, Any] = {"dynamic": dynamic, "max_batch": max_batch, "max_length": max_length}
-    source = read(model, example, dtype=dtype, activations=floats, **limits)
+    source = read(model, example, dtype=dtype, activations=floats_of(goal), **limits)
     tokenizer = source.tokenizer if tokenizer is None else tokenizer
     known = split(data, source.program, tokenizer) if data is not None else None
     options: dict[str, Any] = {"strict": strict, "digest": source.digest, "budget": budget, "data": known}
@@ -129,6 +128,11 @@ def aim(target: str) -> Target:
     if _preferred(goal).name == "torch":
         _present(goal.device)
     return goal
+
+
+def floats_of(goal: Target) -> str:
+    """What a GGUF file, which has weights only, computes in on this target."""
+    return "bf16" if goal.device.is_gpu else "f32"
 
 
 def optimize(

@@ -16,11 +16,11 @@ TOLD = ("report-resources", "count-launches", "partition")
 
 def print_report(model: str, target: str, pipeline: str, *, as_json: bool) -> None:
     """Compile every graph for the target, which need not be here, and print what its kernels take."""
-    from irx.api import aim, divide, optimize
+    from irx.api import aim, divide, floats_of, optimize
 
     goal, start = aim(target), time.perf_counter()
     with progress(f"Compiling {model}"):
-        program, ledger = optimize(_program(model), goal, pipeline)
+        program, ledger = optimize(_program(model, floats_of(goal)), goal, pipeline)
         parts = divide(program, goal, ledger)
         built = {name: parts[name].build(program, graph, goal.device) for name, graph in program.graphs.items()}
     seconds = time.perf_counter() - start
@@ -41,12 +41,12 @@ def _row(graph: str, row: Any) -> dict[str, Any]:
     return {"graph": graph, "kernel": kernel, "takes": takes}
 
 
-def _program(model: str) -> Program:
+def _program(model: str, floats: str) -> Program:
     """The program of a model; weights of a text, which has none, are random."""
     from irx.bench.programs import shape, shapes
     from irx.frontends.sources import read
 
     if model.endswith(".irx") or model in shapes():
         return shape(model)
-    program: Program = read(model).program
+    program: Program = read(model, activations=floats).program
     return program

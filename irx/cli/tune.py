@@ -90,11 +90,11 @@ def _tune(arguments: Namespace) -> None:
 
 def _tasks(arguments: Namespace) -> tuple[list[Task], Device]:
     """Everything that can be tuned in the kernels of all graphs."""
-    from irx.api import aim, divide, optimize
+    from irx.api import aim, divide, floats_of, optimize
     from irx.frontends.sources import read
 
     goal = aim(arguments.target)
-    program, ledger = optimize(read(arguments.model, None).program, goal, arguments.pipeline)
+    program, ledger = optimize(read(arguments.model, activations=floats_of(goal)).program, goal, arguments.pipeline)
     parts = divide(program, goal, ledger)
     found = [parts[name].spaces(program, graph, goal.device) for name, graph in program.graphs.items()]
     return [task for tasks in found for task in tasks], goal.device
