@@ -22,11 +22,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from irx.ir.codes import tailed
-from irx.ir.graph import Graph, Loc, Value
+from irx.ir.graph import Graph, Value
 from irx.ir.program import Program
 from irx.ir.types import KVType
-from irx.passes.cache.versions import fused, retype, states_of, users
-from irx.pipeline.base import Context, Effect, NearMiss, Pass, Report, Site, Stage
+from irx.passes.cache.versions import fused, retype_all, users
+from irx.pipeline.base import Context, Effect, Pass, Report, Stage
 
 
 @dataclass(frozen=True)
@@ -51,23 +51,15 @@ class KvPaged(Pass):
             raise ValueError(f"pages is {self.pages}, but must be at least 1")
 
     def run(self, program: Program, ctx: Context) -> Report:
-        found = [(graph, state) for graph in program.graphs.values() for state in states_of(graph)]
-        if not found:
-            return Report(note="there is no cache")
-        report = Report()
-        for name in dict.fromkeys(state.name for _, state in found):
-            own = [(graph, state) for graph, state in found if state.name == name]
-            graph, state = own[0]
-            place = next((node.loc for node in users(graph, state)), Loc())
-            reason = next((reason for g, s in own if (reason := _obstacle(g, s)) is not None), None)
-            if name in program.meta.get("partial", ()):
-                reason = f"%{name} gets some tokens of a prompt only: slots are no positions"
-            if reason is not None:
-                report.near_misses.append(NearMiss(graph.name, place, reason))
-            elif ctx.fuel.take():
-                retype(program, name, lambda kv: replace(kv, page=self.page, pages=self.pages))
-                report.sites.append(Site(graph.name, place, f"cache in pages of {self.page} tokens"))
-        return report
+        partial = program.meta.get("partial", ())
+
+        def obstacle(graph: Graph, state: Value) -> str | None:
+            if state.name in partial:
+                return f"%{state.name} gets some tokens of a prompt only: slots are no positions"
+            return _obstacle(graph, state)
+
+        what = f"cache in pages of {self.page} tokens"
+        return retype_all(program, ctx, obstacle, lambda kv: replace(kv, page=self.page, pages=self.pages), what)
 
 
 def _obstacle(graph: Graph, state: Value) -> str | None:

@@ -22,11 +22,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from irx.ir.codes import tailed
-from irx.ir.graph import Graph, Loc, Node, Value
+from irx.ir.graph import Graph, Node, Value
 from irx.ir.program import Program
 from irx.ir.types import KVType
-from irx.passes.cache.versions import fused, retype, states_of, users
-from irx.pipeline.base import Context, Effect, NearMiss, Pass, Report, Site, Stage
+from irx.passes.cache.versions import fused, retype_all, users
+from irx.pipeline.base import Context, Effect, Pass, Report, Stage
 
 
 @dataclass(frozen=True)
@@ -40,21 +40,8 @@ class KvSharePrefix(Pass):
     paper = "Juravsky et al. 2024, Hydragen, arXiv:2402.05099"
 
     def run(self, program: Program, ctx: Context) -> Report:
-        found = [(graph, state) for graph in program.graphs.values() for state in states_of(graph)]
-        if not found:
-            return Report(note="there is no cache")
-        report = Report()
-        for name in dict.fromkeys(state.name for _, state in found):
-            own = [(graph, state) for graph, state in found if state.name == name]
-            graph, state = own[0]
-            place = next((node.loc for node in users(graph, state)), Loc())
-            reason = next((reason for g, s in own if (reason := _obstacle(g, s)) is not None), None)
-            if reason is not None:
-                report.near_misses.append(NearMiss(graph.name, place, reason))
-            elif ctx.fuel.take():
-                retype(program, name, lambda kv: replace(kv, prefix=True))
-                report.sites.append(Site(graph.name, place, "keys and values of a prefix shared by all rows"))
-        return report
+        what = "keys and values of a prefix shared by all rows"
+        return retype_all(program, ctx, _obstacle, lambda kv: replace(kv, prefix=True), what)
 
 
 def _obstacle(graph: Graph, state: Value) -> str | None:

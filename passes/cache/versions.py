@@ -1,13 +1,14 @@
-"""The states of a program: what each becomes in every graph, who reads it, and another type for it in all of them."""
+"""The states of a program: what each becomes in every graph, who reads it, and another type for it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from irx.ir.graph import Graph, Node, Value
+from irx.ir.graph import Graph, Loc, Node, Value
 from irx.ir.program import Program
 from irx.ir.regions import body_of
 from irx.ir.types import KVType
+from irx.pipeline.base import Context, NearMiss, Report, Site
 
 
 def states_of(graph: Graph) -> list[Value]:
@@ -42,6 +43,29 @@ def retype(program: Program, name: str, change: Callable[[KVType], KVType]) -> N
             for value in versions(graph, state):
                 assert isinstance(value.type, KVType), "a state stays a state"
                 value.type = change(value.type)
+
+
+def retype_all(
+    program: Program,
+    ctx: Context,
+    obstacle: Callable[[Graph, Value], str | None],
+    change: Callable[[KVType], KVType],
+    what: str,
+) -> Report:
+    """Give every state another type in all graphs, a site each; where there is an obstacle in any, a near miss."""
+    found = [(graph, state) for graph in program.graphs.values() for state in states_of(graph)]
+    report = Report(note="" if found else "there is no cache")
+    for name in dict.fromkeys(state.name for _, state in found):
+        own = [(graph, state) for graph, state in found if state.name == name]
+        graph, state = own[0]
+        place = next((node.loc for node in users(graph, state)), Loc())
+        reason = next((reason for g, s in own if (reason := obstacle(g, s)) is not None), None)
+        if reason is not None:
+            report.near_misses.append(NearMiss(graph.name, place, reason))
+        elif ctx.fuel.take():
+            retype(program, name, change)
+            report.sites.append(Site(graph.name, place, what))
+    return report
 
 
 def counterparts(cached: Graph, readers: list[Node], plain: Graph) -> list[Node] | None:
