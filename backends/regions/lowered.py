@@ -6,13 +6,13 @@ each site in place of the body's values. Sizes stay expressions until a call of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 from irx.backends.layouts.layout import Layout
 from irx.ir.dims import Dim
-from irx.ir.graph import Graph, Value
+from irx.ir.graph import Graph, Node, Value
 from irx.target import Device
 from irx.tuning import Choice
 
@@ -136,6 +136,19 @@ Rule: TypeAlias = Callable[[Graph, Choices], "Lowered | None"]
 def single(*calls: Call) -> Lowered:
     """A lowering with one case."""
     return Lowered((Case(calls),))
+
+
+def lone(body: Graph, ops: Container[str], dtypes: Container[str]) -> Node | None:
+    """The only node of a body, where it is one of these ops. Raises Refusal for other dtypes than these."""
+    nodes = list(body.nodes)
+    if len(nodes) != 1 or nodes[0].op.name not in ops:
+        return None
+    (node,) = nodes
+    values = [value for value in (*node.inputs, *node.outputs) if value is not None]
+    strange = next((value for value in values if value.dtype not in dtypes), None)
+    if strange is not None:
+        raise Refusal(f"{node.op.name} of {strange.type}")
+    return node
 
 
 def rows_of(value: Value) -> Dim:

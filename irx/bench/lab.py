@@ -52,14 +52,10 @@ class Lab:
     def irx_with(self, model: str, pipeline: str, **options: Any) -> Any:
         """A model compiled with more options: `file`, its module in `f32` or `bf16`, or a shipped shape by name."""
         import irx
-        from irx.bench.programs import shape
 
         def make() -> Any:
-            if model in NAMES:
-                found, more = self.module(model), {"tokenizer": self.tokenizer, **options}
-            else:
-                found, more = str(self.path) if model == "file" else shape(model), options
-            return irx.compile(found, target=self.target, pipeline=pipeline, **more)
+            more = {"tokenizer": self.tokenizer, **options} if model in NAMES else options
+            return irx.compile(self._named(model), target=self.target, pipeline=pipeline, **more)
 
         return self._keep(("irx with", model, pipeline, *map(repr, sorted(options.items()))), make)
 
@@ -78,14 +74,18 @@ class Lab:
 
     def source(self, model: str) -> Any:
         """A model as it is captured: `file`, its module in `f32` or `bf16`, or a shipped shape by name."""
-        from irx.bench.programs import shape
         from irx.frontends.sources import read
 
         def make() -> Any:
-            found = self.module(model) if model in NAMES else str(self.path) if model == "file" else shape(model)
-            return read(found, dynamic=True, max_batch=16, max_length=None)
+            return read(self._named(model), dynamic=True, max_batch=16, max_length=None)
 
         return self._keep(("source", model), make)
+
+    def _named(self, model: str) -> Any:
+        """What a model's name stands for, as `irx.compile` takes it."""
+        from irx.bench.programs import shape
+
+        return self.module(model) if model in NAMES else str(self.path) if model == "file" else shape(model)
 
     @property
     def tokenizer(self) -> Any:

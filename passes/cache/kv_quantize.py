@@ -28,15 +28,14 @@ What a query sees as codes depends on its position alone, in a prompt as in a st
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from irx.ir.codes import TailedCode, tailed
 from irx.ir.graph import Builder, Graph, Loc, Node, Value
 from irx.ir.program import Program
-from irx.ir.regions import body_of
 from irx.ir.types import KVType, is_float
+from irx.passes.cache.versions import counterparts, fused, retype, states_of, users
 from irx.pipeline.base import Context, Effect, NearMiss, Pass, Report, Site, Stage
 from irx.rewrite.report import Fuel
 
@@ -81,7 +80,7 @@ class KvQuantize(Pass):
     def run(self, program: Program, ctx: Context) -> Report:
         if self.bits == FULL:
             return Report(note=f"bits={FULL} keeps keys and values as they are")
-        states = list(dict.fromkeys(v.name for graph in program.graphs.values() for v in _states(graph)))
+        states = list(dict.fromkeys(v.name for graph in program.graphs.values() for v in states_of(graph)))
         if not states:
             return Report(note="there is no cache")
         change = _Change(program, self.name, self.code, ctx.fuel)
@@ -103,13 +102,13 @@ class _Change:
 
     def state(self, name: str) -> None:
         """Change the state of a name, or say why not."""
-        found = [(graph, v) for graph in self.program.graphs.values() for v in _states(graph) if v.name == name]
+        found = [(graph, v) for graph in self.program.graphs.values() for v in states_of(graph) if v.name == name]
         graph, state = found[0]
-        readers = list(_readers(graph, state))
+        readers = [node for node in users(graph, state) if node.op.name == "kv_attention"]
         place = readers[0].loc if readers else Loc()
         reason = next((reason for g, v in found if (reason := _obstacle(g, v, self.code)) is not None), None)
         forward = self.program.graphs.get("forward")
-        same = [] if forward is None or _states(forward) else _matching(graph, readers, forward)
+        same = [] if forward is None or states_of(forward) else counterparts(graph, readers, forward)
         if reason is None and tailed(self.code) is not None and name in self.program.meta.get("partial", ()):
             reason = f"%{name} gets some tokens of a prompt only, and groups of tokens cannot have gaps"
         if reason is None and same is None:
@@ -119,10 +118,7 @@ class _Change:
             return
         if not self.fuel.take():
             return
-        for g, v in found:
-            for value in _versions(g, v):
-                assert isinstance(value.type, KVType)
-                value.type = replace(value.type, code=self.code)
+        retype(self.program, name, lambda kv: replace(kv, code=self.code))
         for node in same or ():
             assert forward is not None
             self._round(forward, node)
@@ -147,34 +143,14 @@ class _Change:
         graph.set_inputs(node, inputs)
 
 
-def _states(graph: Graph) -> list[Value]:
-    return [value for value in graph.inputs if isinstance(value.type, KVType)]
-
-
-def _versions(graph: Graph, state: Value) -> Iterator[Value]:
-    """A state and what it becomes, one after the other."""
-    yield state
-    for node in graph.users(state):
-        for value in node.outputs:
-            if isinstance(value.type, KVType):
-                yield from _versions(graph, value)
-
-
-def _readers(graph: Graph, state: Value) -> Iterator[Node]:
-    """The attention to a state."""
-    for value in _versions(graph, state):
-        yield from (node for node in graph.users(value) if node.op.name == "kv_attention")
-
-
 def _obstacle(graph: Graph, state: Value, code: str) -> str | None:
     """The first reason why a state stays as it is."""
     kv = state.type
     assert isinstance(kv, KVType)
     if kv.code is not None or not is_float(kv.dtype):
         return f"%{state.name} is stored as {kv.storage} already"
-    for value in _versions(graph, state):
-        if any(body_of(node) is not None for node in graph.users(value)):
-            return f"%{state.name} is read in a fused region: codes are chosen before"
+    if fused(graph, state):
+        return f"%{state.name} is read in a fused region: codes are chosen before"
     found = tailed(code)
     return None if found is None else _torn(graph, state, kv, found)
 
@@ -189,27 +165,9 @@ def _torn(graph: Graph, state: Value, kv: KVType, code: TailedCode) -> str | Non
         return f"%{state.name} lies in pages, and groups of tokens behind a tail do not"
     if kv.prefix:
         return f"%{state.name} shares prefixes, into which a tail would slide"
-    for value in _versions(graph, state):
-        for node in graph.users(value):
-            if node.op.name not in ("kv_append", "kv_attention"):
-                return (
-                    f"{node.op.name} chooses among the tokens of %{state.name}, which groups cannot be torn apart for"
-                )
-            if node.op.name == "kv_attention" and not node.attr("causal"):
-                return f"%{state.name} is attended to by queries without an order"
+    for node in users(graph, state):
+        if node.op.name not in ("kv_append", "kv_attention"):
+            return f"{node.op.name} chooses among the tokens of %{state.name}, which groups cannot be torn apart for"
+        if node.op.name == "kv_attention" and not node.attr("causal"):
+            return f"%{state.name} is attended to by queries without an order"
     return None
-
-
-def _matching(cached: Graph, readers: list[Node], plain: Graph) -> list[Node] | None:
-    """The attention of a graph without a cache that is that of a state's `readers`; None where it cannot be told.
-
-    Sites are the same by their place in the model, and by their order among those of one place.
-    """
-    found = []
-    for node in readers:
-        there = [n for n in cached.nodes if n.op.name == "kv_attention" and n.loc.module == node.loc.module]
-        here = [n for n in plain.nodes if n.op.name == "attention" and n.loc.module == node.loc.module]
-        if len(there) != len(here):
-            return None
-        found.append(here[there.index(node)])
-    return found

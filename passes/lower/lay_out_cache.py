@@ -29,6 +29,7 @@ from irx.ir.graph import Graph, Loc, Node, Value
 from irx.ir.program import Program
 from irx.ir.regions import body_of
 from irx.ir.types import KVType
+from irx.passes.cache.versions import states_of
 from irx.pipeline.base import Context, Effect, NearMiss, Pass, Report, Site, Stage
 
 STORAGES = ("f32", "bf16", "i8", "token8", "token4")
@@ -49,12 +50,12 @@ class LayOutCache(Pass):
             return Report(note=f"blocks are for CPUs, and {ctx.device.name} is none")
         if "blocked" not in ctx.layouts:
             return Report(note="what runs the program here reads dense caches")
-        states = list(dict.fromkeys(value.name for graph in program.graphs.values() for value in _states(graph)))
+        states = list(dict.fromkeys(value.name for graph in program.graphs.values() for value in states_of(graph)))
         if not states:
             return Report(note="there is no cache")
         report, change = Report(), _Change(program)
         for name in states:
-            found = [(g, v) for g in program.graphs.values() for v in _states(g) if v.name == name]
+            found = [(g, v) for g in program.graphs.values() for v in states_of(g) if v.name == name]
             if all(isinstance(v.type, KVType) and v.type.layout == "blocked" for _, v in found):
                 continue
             miss = next((miss for graph, value in found if (miss := _obstacle(graph, value)) is not None), None)
@@ -64,10 +65,6 @@ class LayOutCache(Pass):
                 report.sites.append(change.state(name, found))
         change.bodies()
         return report
-
-
-def _states(graph: Graph) -> list[Value]:
-    return [value for value in graph.inputs if isinstance(value.type, KVType)]
 
 
 def _obstacle(graph: Graph, state: Value) -> NearMiss | None:

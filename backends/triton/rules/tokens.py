@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from irx.backends.regions.lowered import Call, Choices, Lowered, Refusal, single
+from irx.backends.regions.lowered import Call, Choices, Lowered, lone, single
 from irx.backends.triton.templates.attention_statistics import lse_calls, stats_calls
 from irx.backends.triton.templates.round_tokens import round_calls
 from irx.backends.triton.templates.select_tokens import pool_calls, scatter_calls, topk_calls
@@ -24,12 +24,7 @@ COMPUTED = frozenset(ELEMENTS) - {"f64"}
 
 def rule(body: Graph, choices: Choices) -> Lowered | None:
     """Kernels of a body of one of these ops. Raises Refusal."""
-    nodes = list(body.nodes)
-    if len(nodes) != 1 or nodes[0].op.name not in TEMPLATES:
+    node = lone(body, TEMPLATES, COMPUTED)
+    if node is None:
         return None
-    (node,) = nodes
-    values = [value for value in (*node.inputs, *node.outputs) if value is not None]
-    strange = next((value for value in values if value.dtype not in COMPUTED), None)
-    if strange is not None:
-        raise Refusal(f"{node.op.name} of {strange.type}")
     return single(*TEMPLATES[node.op.name](node))

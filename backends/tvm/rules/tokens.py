@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from irx.backends.regions.lowered import Call, Case, Choices, Lowered, Refusal, single
+from irx.backends.regions.lowered import Call, Case, Choices, Lowered, lone, single
 from irx.backends.tvm.lanes import COMPUTED
 from irx.backends.tvm.templates.attention_lse import lse_call, stats_call
 from irx.backends.tvm.templates.match_tokens import match_calls
@@ -30,14 +30,9 @@ TEMPLATES: dict[str, Callable[[Node], tuple[Call, ...]]] = {
 
 def rule(body: Graph, choices: Choices) -> Lowered | None:
     """Kernels of a body of one of these ops. Raises Refusal."""
-    nodes = list(body.nodes)
-    if len(nodes) != 1 or nodes[0].op.name not in TEMPLATES:
+    node = lone(body, TEMPLATES, COMPUTED)
+    if node is None:
         return None
-    (node,) = nodes
-    values = [value for value in (*node.inputs, *node.outputs) if value is not None]
-    strange = next((value for value in values if value.dtype not in COMPUTED), None)
-    if strange is not None:
-        raise Refusal(f"{node.op.name} of {strange.type}")
     calls, length = TEMPLATES[node.op.name](node), _tokens(node)
     if isinstance(length, int):
         return single(*calls)
