@@ -27,6 +27,7 @@ class States:
     def __init__(self, placed: Placed) -> None:
         graph, self.told = placed.graph, placed.slots
         self._own = len(graph.outputs) - placed.told
+        self._slotted = {one.state for one in self.told}
         given = graph.inputs[: len(graph.inputs) - len(self.told)]
         self._chosen = {one.state: v.tensor for one, v in zip(self.told, graph.inputs[len(given) :]) if one.chosen}
         self._sizes = SizeReader(given)
@@ -58,16 +59,18 @@ class States:
                     state.own()
                 state.admit(step, _UNLIMITED)
             state.lengths = step.lengths
-        for i in self._chosen:
+        for i, count in self._counts(inputs).items():
             state = inputs[i]
-            state.reserve(_first(state) + self.chosen(i, inputs), _UNLIMITED)
+            state.reserve(_first(state) + count, _UNLIMITED)
             state.lengths = _step(state).lengths
         return self._known
 
-    def chosen(self, index: int, inputs: Sequence[Any]) -> int:
-        """How many tokens of a call the graph chooses for a state."""
+    def _counts(self, inputs: Sequence[Any]) -> dict[int, int]:
+        """How many tokens of a call the graph chooses, by the index of the state."""
+        if not self._chosen:
+            return {}
         sizes = self._sizes.named(self._sizes.read(inputs))
-        return evaluate(self._chosen[index].shape[1], sizes)
+        return {i: evaluate(slots.shape[1], sizes) for i, slots in self._chosen.items()}
 
     def slots(self, inputs: Sequence[Any]) -> list[Tensor]:
         """Where the tokens of a call go, i64 [B, S] for every state that kernels are told about."""
@@ -84,8 +87,8 @@ class States:
     def _slots(self, one: Slots, inputs: Sequence[Any]) -> Tensor:
         state: KVState = inputs[one.state]
         if one.chosen:
-            first = _first(state)
-            slots = torch.arange(first, first + self.chosen(one.state, inputs), device=state.keys.device)
+            first, count = _first(state), self._counts(inputs)[one.state]
+            slots = torch.arange(first, first + count, device=state.keys.device)
             return slots.expand(len(state.lengths), -1).contiguous()
         pos: Tensor = inputs[one.positions]
         if state.kept is None:
@@ -94,12 +97,10 @@ class States:
 
     def unused(self, inputs: Sequence[Any]) -> list[Tensor]:
         """In place of slots, for torch's kernels, which look at positions."""
-        return [self._zeros(one.state, inputs) if one.chosen else inputs[one.positions] for one in self.told]
-
-    def _zeros(self, index: int, inputs: Sequence[Any]) -> Tensor:
-        state: KVState = inputs[index]
-        shape = (len(state.lengths), self.chosen(index, inputs))
-        return torch.zeros(shape, dtype=torch.int64, device=state.keys.device)
+        counts = self._counts(inputs)
+        return [
+            _zeros(inputs[one.state], counts[one.state]) if one.chosen else inputs[one.positions] for one in self.told
+        ]
 
     def settle(self, inputs: Sequence[Any], outputs: list[Any]) -> list[Any]:
         """The outputs that the graph has by itself, once states know which tokens were chosen for them."""
@@ -116,7 +117,7 @@ class States:
         if state.kept is None:
             fits = state.ring is None or max(state.lengths, default=0) < state.ring.window
             return fits and index not in self._chosen
-        if not any(index == one.state for one in self.told):
+        if index not in self._slotted:
             return False
         alike = state.step is not None and state.step.uniform and _alike(state.kept)
         return state.kept.follows(state.step, state.lengths) and (alike or index not in self._chosen)
@@ -125,6 +126,10 @@ class States:
 def _alike(kept: Kept) -> bool:
     """True where the new tokens of all rows go into the same slots."""
     return kept.common is not None and len(set(kept.counts)) == 1
+
+
+def _zeros(state: KVState, count: int) -> Tensor:
+    return torch.zeros(len(state.lengths), count, dtype=torch.int64, device=state.keys.device)
 
 
 def _first(state: KVState) -> int:
