@@ -34,7 +34,7 @@ LARGEST_COPIED = 1 << 20  # bytes of an input that every call copies
 
 @dataclass(frozen=True)
 class Late:
-    """Where a late argument comes from: an input, an output, or a part (or the capacity) of a state input."""
+    """Where a late argument comes from: an input, an output, or a part (or a number) of a state input."""
 
     kind: str
     index: int
@@ -264,7 +264,7 @@ def _call(bound: Bound, step: Step, call: Call, places: Mapping[str, Tensor]) ->
         found = _resolve(call.bindings[parameter.name], bound, step.site, places)
         if isinstance(found, Late):
             late.append((number, found))
-        arguments.append((0 if found.kind == "capacity" else bound.plan.arena) if isinstance(found, Late) else found)
+        arguments.append((0 if found.kind == "number" else bound.plan.arena) if isinstance(found, Late) else found)
     return KernelStep(step, kernel, bound.plan.executor.prepare(kernel, arguments), late)
 
 
@@ -283,14 +283,14 @@ def _resolve(binding: Binding, bound: Bound, site: Site, places: Mapping[str, Te
         place = bound.place(site.actual(binding.state))
         assert isinstance(place, Late)
         if isinstance(binding, Capacity):
-            return Late("capacity", place.index)
+            return Late("number", place.index, binding.number)
         return Late("state", place.index, binding.part)
     return bound.size(binding)
 
 
 def _late(place: Late, inputs: Sequence[Any], outputs: Sequence[Any]) -> Argument:
-    if place.kind == "capacity":
-        return int(inputs[place.index].capacity)
+    if place.kind == "number":
+        return int(inputs[place.index].number(place.part))
     if place.kind == "state":
         part: Tensor = inputs[place.index].part(place.part)
         return part

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from irx.ir.graph import Value
 from irx.ir.types import KVType
+from irx.runtime.kv import KVState
 
 if TYPE_CHECKING:
     from irx.backends.triton.binding import Bound
@@ -96,11 +97,20 @@ class Recorder:
     def _addresses(self, bound: Bound, given: Sequence[Any]) -> Addresses:
         found = [given[index].data_ptr() for index in bound.large]
         for index in self._states:
-            state = given[index]
-            for plane in (state.keys, state.values):
-                found += [plane.tensor.data_ptr(), plane.capacity]
-                found += [parameter.data_ptr() for parameter in plane.parameters.values()]
+            found += _places(given[index])
         return tuple(found)
+
+
+def _places(state: KVState) -> list[int]:
+    """Where a state lies, and the numbers that kernels are told of it."""
+    found = [state.capacity]
+    for plane in (state.keys, state.values):
+        found += [part.data_ptr() for part in (plane.tensor, *plane.parameters.values())]
+    if state.paged is not None:
+        found += [state.paged.tensor.data_ptr(), state.paged.columns]
+    if state.prefix is not None:
+        found += [state.prefix.lengths[0], *_places(state.prefix)]
+    return found
 
 
 def _copy(output: Any) -> Any:

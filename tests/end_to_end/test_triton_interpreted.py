@@ -50,3 +50,18 @@ def test_caches_that_lose_tokens_are_read_by_kernels(one: str, monkeypatch: pyte
         assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert made.memory() == wanted.memory()
     assert not [name for name in executables[0].ledger().summary.fallbacks if "decode" in name]
+
+
+def test_pages_are_found_by_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two rows, and of a fork that reads pages of both."""
+    monkeypatch.setattr(Plan, "_by_torch", None)
+    ids = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6, 5, 3], [2, 7, 1, 8, 2, 8, 1, 8, 2, 8]])
+    pipeline = "default | kv-paged{page=4}"
+    executables = [irx.compile(llama(torch.float32), target=t, pipeline=pipeline) for t in ("triton:cpu", "torch")]
+    assert executables[0].ledger().summary.fallbacks == {}
+    sessions = [executable.session(2) for executable in executables]
+    for tokens in (ids, torch.tensor([[5], [4]])):
+        found, expected = (session.append(tokens) for session in sessions)
+        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+        sessions = [session.fork() for session in sessions]
+    assert sessions[0].memory() == sessions[1].memory()

@@ -17,7 +17,7 @@ from irx.backends.triton.templates.append import Target, append_call, heads_call
 from irx.backends.triton.templates.attention_decode import Decode, decode_call
 from irx.backends.triton.templates.attention_flash import Flash, flash_call, result_channels
 from irx.backends.triton.templates.attention_logits import Form
-from irx.backends.triton.templates.attention_storage import Rows, Slots, storages
+from irx.backends.triton.templates.attention_storage import Rows, Slots, sides, storages
 from irx.ir.codes import CODES
 from irx.ir.graph import Graph
 from irx.ir.types import KVType, item_bytes
@@ -146,22 +146,22 @@ def _state_form(attend: Attend) -> Form:
     assert kv is not None and state is not None
     _check_state(kv)
     _check(attend, kv.heads, kv.v_dim)
-    keys, values = storages(kv)
+    keys, values = sides(state, kv)
     dtype = attend.q.dtype
-    if not keys.bits and keys.dtype != dtype:
+    if not keys.storage.bits and keys.storage.dtype != dtype:
         dtype = "f32"
-    return Form(attend, Slots(state, keys, kv.heads), Slots(state, values, kv.heads), kv.heads, dtype)
+    return Form(attend, keys, values, kv.heads, dtype)
 
 
 def _check_state(kv: KVType) -> None:
-    from irx.runtime.kv_planes import LAYOUTS
+    from irx.runtime.kv_planes import LAYOUTS, ROUND
 
     if kv.layout not in LAYOUTS:
         raise Refusal(f"a cache in the layout {kv.layout}")
     if kv.prefix:
         raise Refusal("a cache behind a prefix that rows share")
-    if kv.page is not None:
-        raise Refusal("a cache in pages")
+    if kv.page is not None and kv.layout == "blocked" and kv.page % ROUND:
+        raise Refusal(f"pages of {kv.page} slots in blocks")
     if kv.code not in (None, *CODES) or kv.code is None and kv.dtype not in ("f32", "f16", "bf16", "i8"):
         raise Refusal(f"a cache stored as {kv.storage}")
     if kv.heads != kv.value_heads:
@@ -184,6 +184,6 @@ def _shared(attend: Attend) -> int:
 
 def _bucket(heads: Heads, kv: KVType | None = None) -> str:
     """What schedules are kept by."""
-    state = "" if kv is None else f" {kv.layout} {kv.storage}"
+    state = "" if kv is None else f" {kv.layout} {kv.storage}{'' if kv.page is None else f' pages{kv.page}'}"
     groups = "" if kv is None else f"/{kv.heads}"
     return f"{heads.dtype} {heads.count}{groups}x{heads.size}{state}"

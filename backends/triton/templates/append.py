@@ -13,7 +13,8 @@ from irx.backends.regions.lowered import Binding, Call
 from irx.backends.regions.views import View
 from irx.backends.triton.templates.append_element import emit_store
 from irx.backends.triton.templates.attention_arguments import Arguments, Launch
-from irx.backends.triton.templates.attention_storage import Slots, storages, width_of
+from irx.backends.triton.templates.attention_places import Tokens
+from irx.backends.triton.templates.attention_storage import sides, width_of
 from irx.backends.triton.templates.rope import Place, emit_heads
 from irx.backends.triton.writer import ELEMENTS, Writer
 from irx.ir.dims import Dim
@@ -39,12 +40,6 @@ class Target:
     strides: tuple[Dim, ...]
 
 
-def slots_of(append: Append) -> tuple[Slots, Slots]:
-    """Both sides of the state that is appended to."""
-    keys, values = storages(append.kv)
-    return Slots(append.state, keys, append.kv.heads), Slots(append.state, values, append.kv.value_heads)
-
-
 def append_call(append: Append, schedule: Mapping[str, Choice]) -> Call:
     """Tokens of keys and values into a state: programs by rows, heads, and keys or values."""
     rows, warps = int(schedule["rows"]), int(schedule["warps"])
@@ -54,10 +49,10 @@ def append_call(append: Append, schedule: Mapping[str, Choice]) -> Call:
     place = f"{arguments.index(append.positions, ('b', 's'))} + tl.zeros(({rows}, 1), tl.int32)"
     w(f"slot = tl.load({positions} + {place}, mask=row < {count}, other=-1).to(tl.int32)")
     w("h = tl.program_id(1)")
-    for number, (heads, slots) in enumerate(zip((append.k, append.v), slots_of(append), strict=True)):
+    for number, (heads, slots) in enumerate(zip((append.k, append.v), sides(append.state, append.kv), strict=True)):
         with w.block(f"if (tl.program_id(2) == {number}) & (h < {heads.count}):"):
             value = emit_heads(w, arguments, heads, Place(rows, "b", "h", "s", "(slot >= 0)"), slots.width)
-            emit_store(w, arguments, slots, value, slots.first(w, arguments, "b", "h"), "slot", "(slot >= 0)")
+            emit_store(w, arguments, slots, value, slots.head(w, arguments, "b", "h"), Tokens("slot", "(slot >= 0)"))
     grid = (f"ceil({count}, {rows})", str(max(append.k.count, append.v.count)), "2")
     what = " and rotated" if append.k.rotation is not None else ""
     return arguments.call("append", w, Launch(grid, warps), f"keys{what} and values to {append.kv}")

@@ -8,15 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from irx.backends.triton.templates.attention_arguments import Arguments
+from irx.backends.triton.templates.attention_places import Head, Tokens
 from irx.backends.triton.templates.attention_storage import Slots
 from irx.backends.triton.templates.rope import ROUNDING
 from irx.backends.triton.writer import ELEMENTS, Writer
 from irx.ops.precision import HALF_MAX, LEAST_STEP, RELATIVE_STEP
 
 
-def emit_store(w: Writer, arguments: Arguments, slots: Slots, tokens: str, first: str, slot: str, mask: str) -> None:
-    """Write a float32 tile [M, width], zero behind its channels, to `slot` [M, 1] counted from `first` (likewise)."""
+def emit_store(w: Writer, arguments: Arguments, slots: Slots, tokens: str, head: Head, place: Tokens) -> None:
+    """Write a float32 tile [M, width], zero behind its channels, to the places [M, 1] of a head."""
     s, width = slots.storage, slots.width
+    first, slot, mask = head.origin(w, place), place.slot, place.mask
     base = w.let(f"{slots.pointer(arguments)} + {first} * {s.elements}", "base")
     d = w.let(f"tl.arange(0, {width})[None, :]", "d")
     if not s.bits:

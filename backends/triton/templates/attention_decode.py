@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from irx.backends.regions.attention_region import Append, Result
 from irx.backends.regions.lowered import Call, Data, Temporary
 from irx.backends.regions.views import View
-from irx.backends.triton.templates.append import slots_of
 from irx.backends.triton.templates.append_element import emit_store
 from irx.backends.triton.templates.attention_arguments import Arguments, Launch
 from irx.backends.triton.templates.attention_logits import (
@@ -28,7 +27,8 @@ from irx.backends.triton.templates.attention_logits import (
     emit_start,
     emit_tile,
 )
-from irx.backends.triton.templates.attention_storage import Slots, width_of
+from irx.backends.triton.templates.attention_places import Tokens
+from irx.backends.triton.templates.attention_storage import Slots, sides, width_of
 from irx.backends.triton.templates.rope import Place, emit_heads
 from irx.backends.triton.writer import ELEMENTS, Writer
 from irx.tuning import Choice
@@ -137,9 +137,9 @@ class _Decode:
         w(f"slot = tl.load({base} + {place} + fresh * 0, mask=fresh < {self.length}, other=-1).to(tl.int32)")
         w("mine = (slot >= start) & (slot < stop)")
         with w.block("if tl.max(tl.max(mine.to(tl.int32), 1), 0) > 0:"):
-            for heads, slots in zip((append.k, append.v), slots_of(append), strict=True):
+            for heads, slots in zip((append.k, append.v), sides(append.state, append.kv), strict=True):
                 value = emit_heads(w, arguments, heads, Place(count, "b", "g", "fresh", "mine"), slots.width)
-                emit_store(w, arguments, slots, value, slots.first(w, arguments, "b", "g"), "slot", "mine")
+                emit_store(w, arguments, slots, value, slots.head(w, arguments, "b", "g"), Tokens("slot", "mine"))
         w("tl.debug_barrier()  # the threads read what others of them have written")
 
     def _attend(self) -> tuple[str, State]:
@@ -156,12 +156,12 @@ class _Decode:
             loaded = f"tl.load({table} + h, mask=mask, other=0.0).to(tl.float32)"
             sinks = w.let(f"tl.reshape({loaded}, ({d.tile},))", "sinks")
         state = emit_start(w, form, d.tile, sinks, "share == 0")
-        firsts = (keys.first(w, arguments, "b", "g"), values.first(w, arguments, "b", "g"))
+        heads = (keys.head(w, arguments, "b", "g"), values.head(w, arguments, "b", "g"))
         queries = Queries(q, q_sum, "position", "b", "h", "s", "mask")
         with w.block(f"for t in tl.range(start, stop, {d.tokens}):"):
             w(f"j = t + tl.arange(0, {d.tokens})")
             w("here = j < stop")
-            emit_tile(w, arguments, form, queries, state, firsts, "j", "here")
+            emit_tile(w, arguments, form, queries, state, heads, Tokens("j", "here", "t", d.tokens))
         return emit_result(w, state), state
 
     def _finish(self, y: str, state: State) -> None:

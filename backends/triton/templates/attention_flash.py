@@ -16,6 +16,7 @@ from irx.backends.regions.lowered import Call, Data, Temporary
 from irx.backends.regions.views import View, row_major
 from irx.backends.triton.templates.attention_arguments import Arguments, Launch
 from irx.backends.triton.templates.attention_logits import Form, Queries, emit_result, emit_start, emit_tile
+from irx.backends.triton.templates.attention_places import Tokens
 from irx.backends.triton.templates.attention_storage import Slots, width_of
 from irx.backends.triton.templates.rope import Place, emit_heads
 from irx.backends.triton.writer import ELEMENTS, Writer
@@ -73,17 +74,16 @@ class _Flash:
             sink = f"tl.load({self.arguments.tensor(attend.sinks)} + h).to(tl.float32)"
             sinks = w.let(f"{sink} + tl.zeros(({f.queries},), tl.float32)", "sinks")
         state = emit_start(w, self.form, f.queries, sinks, "h >= 0")
-        firsts = (
-            self.form.keys.first(w, self.arguments, "b", "g"),
-            self.form.values.first(w, self.arguments, "b", "g"),
-        )
+        ends = (self.form.keys.head(w, self.arguments, "b", "g"), self.form.values.head(w, self.arguments, "b", "g"))
         for first, last, masked in (("begin", "open", True), ("open", "closed", False), ("closed", "end", True)):
             if first == "begin" and attend.window is None:
                 continue
             with w.block(f"for t in tl.range({first}, {last}, {f.tokens}):"):
                 w(f"j = t + tl.arange(0, {f.tokens})")
                 w("here = j < end")
-                emit_tile(w, self.arguments, self.form, queries, state, firsts, "j", "here", masked)
+                emit_tile(
+                    w, self.arguments, self.form, queries, state, ends, Tokens("j", "here", "t", f.tokens), masked
+                )
         self._store(emit_result(w, state))
         grid = (f"ceil({self.length}, {f.queries})", str(heads), self.arguments.size(batch))
         note = f"{heads} heads of {attend.q.size} attend to {attend.kv or 'keys and values of their own'}"

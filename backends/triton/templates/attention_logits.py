@@ -13,6 +13,7 @@ from irx.backends.regions.attention_region import Attend
 from irx.backends.regions.views import View
 from irx.backends.triton.functions import tanh
 from irx.backends.triton.templates.attention_arguments import Arguments
+from irx.backends.triton.templates.attention_places import Head, Tokens
 from irx.backends.triton.templates.attention_storage import Rows, Slots
 from irx.backends.triton.writer import ELEMENTS, Writer
 
@@ -82,35 +83,32 @@ def emit_start(w: Writer, form: Form, rows: int, sinks: str = "", counted: str =
 
 
 def emit_tile(
-    w: Writer, arguments: Arguments, form: Form, queries: Queries, state: State, firsts: tuple[str, str], token: str,
-    here: str, masked: bool = True,
+    w: Writer, arguments: Arguments, form: Form, queries: Queries, state: State, heads: tuple[Head, Head],
+    tokens: Tokens, masked: bool = True,
 ) -> None:  # fmt: skip
-    """Take tokens [T], those `here` [T], into the state. Not `masked`: all rows see all of them."""
-    logits = emit_logits(w, arguments, form, queries, firsts[0], token, here)
+    """Take tokens [T] into the state, of `heads` of keys and of values. Not `masked`: all rows see all of them."""
+    logits = emit_logits(w, arguments, form, queries, heads[0], tokens)
     if masked or form.attend.mask is not None:
-        logits = w.let(
-            f"tl.where({_seen(w, arguments, form, queries, token, here, masked)}, {logits}, -float('inf'))", "x"
-        )
+        seen = _seen(w, arguments, form, queries, tokens, masked)
+        logits = w.let(f"tl.where({seen}, {logits}, -float('inf'))", "x")
     top = w.let(f"tl.maximum({state.top}, tl.max({logits}, 1))", "top")
     weights = w.let(f"tl.exp2({logits} - {top}[:, None])", "p")
     shrink = w.let(f"tl.exp2({state.top} - {top})", "shrink")
     w(f"{state.total} = {state.total} * {shrink} + tl.sum({weights}, 1)")
-    _add_values(w, arguments, form, state, firsts[1], token, here, weights, shrink)
+    _add_values(w, arguments, form, state, heads[1], tokens, weights, shrink)
     w(f"{state.top} = {top}")
 
 
-def emit_logits(
-    w: Writer, arguments: Arguments, form: Form, queries: Queries, first: str, token: str, here: str
-) -> str:
+def emit_logits(w: Writer, arguments: Arguments, form: Form, queries: Queries, head: Head, tokens: Tokens) -> str:
     """The logits [M, T] of tokens, times log2(e), biases included."""
     attend, keys = form.attend, form.keys
-    tile = keys.tile(w, arguments, first, token, here, form.dtype)
+    tile = keys.tile(w, arguments, head, tokens, form.dtype)
     x = w.let(f"tl.dot({queries.q}, tl.trans({tile}){form.precision})", "x")
     if isinstance(keys, Slots) and keys.storage.bits:
-        scale = keys.values(w, arguments, "scale", first, token, here)
+        scale = keys.values(w, arguments, "scale", head, tokens)
         x = f"{x} * {scale}[None, :]"
         if keys.storage.zeros:
-            zero = keys.values(w, arguments, "zero", first, token, here)
+            zero = keys.values(w, arguments, "zero", head, tokens)
             x = f"{x} + {queries.q_sum} * {zero}[None, :]"
         x = w.let(x, "x")
     if attend.softcap is None:
@@ -118,55 +116,54 @@ def emit_logits(
     else:
         x = w.let(f"{x} * {attend.scale / attend.softcap!r}", "x")
         x = w.let(f"{attend.softcap * LOG2_E!r} * {tanh(w, x)}", "x")
-    for bias in _biases(w, arguments, form, queries, token, here):
+    for bias in _biases(w, arguments, form, queries, tokens):
         x = w.let(f"{x} + {bias} * {LOG2_E!r}", "x")
     return x
 
 
-def _biases(w: Writer, arguments: Arguments, form: Form, queries: Queries, token: str, here: str) -> list[str]:
+def _biases(w: Writer, arguments: Arguments, form: Form, queries: Queries, tokens: Tokens) -> list[str]:
     """What is added to logits, [M, T]."""
     attend, found = form.attend, []
     if attend.table is not None:
         length = attend.table.shape[1]
-        distance = f"tl.minimum(tl.maximum({queries.position} - {token}[None, :], 0), {length} - 1)"
+        distance = f"tl.minimum(tl.maximum({queries.position} - {tokens.slot}[None, :], 0), {length} - 1)"
         table = arguments.tensor(attend.table)
         found.append(f"tl.load({table} + {queries.h} * {length} + {distance}).to(tl.float32)")
     if attend.bias is not None:
-        found.append(_added(w, arguments, attend.bias, queries, token, here))
+        found.append(_added(w, arguments, attend.bias, queries, tokens))
     return found
 
 
-def _added(w: Writer, arguments: Arguments, view: View, queries: Queries, token: str, here: str) -> str:
-    place = arguments.index(view, (queries.b, queries.h, queries.s, f"{token}[None, :]"))
-    inside = f"{queries.mask} & {here}[None, :]"
+def _added(w: Writer, arguments: Arguments, view: View, queries: Queries, tokens: Tokens) -> str:
+    place = arguments.index(view, (queries.b, queries.h, queries.s, f"{tokens.slot}[None, :]"))
+    inside = f"{queries.mask} & {tokens.mask}[None, :]"
     return f"tl.load({arguments.tensor(view.base)} + {place}, mask={inside}, other=0).to(tl.float32)"
 
 
-def _seen(w: Writer, arguments: Arguments, form: Form, queries: Queries, token: str, here: str, masked: bool) -> str:
+def _seen(w: Writer, arguments: Arguments, form: Form, queries: Queries, tokens: Tokens, masked: bool) -> str:
     """Where a query sees a token, [M, T]."""
-    attend, parts = form.attend, []
+    attend, token, parts = form.attend, tokens.slot, []
     if masked:
-        parts.append(f"{here}[None, :]")
+        parts.append(f"{tokens.mask}[None, :]")
         if attend.causal:
             parts.append(f"({token}[None, :] <= {queries.position})")
         if attend.window is not None:
             parts.append(f"({queries.position} - {token}[None, :] < {attend.window})")
     if attend.mask is not None:
-        parts.append(f"({_added(w, arguments, attend.mask, queries, token, here)} != 0.0)")
+        parts.append(f"({_added(w, arguments, attend.mask, queries, tokens)} != 0.0)")
     return " & ".join(parts)
 
 
 def _add_values(
-    w: Writer, arguments: Arguments, form: Form, state: State, first: str, token: str, here: str, weights: str,
-    shrink: str,
+    w: Writer, arguments: Arguments, form: Form, state: State, head: Head, tokens: Tokens, weights: str, shrink: str
 ) -> None:  # fmt: skip
     values = form.values
-    tile = values.tile(w, arguments, first, token, here, form.dtype)
+    tile = values.tile(w, arguments, head, tokens, form.dtype)
     factor = ""
     if isinstance(values, Slots) and values.storage.bits:
-        scale = values.values(w, arguments, "scale", first, token, here)
+        scale = values.values(w, arguments, "scale", head, tokens)
         if values.storage.zeros:
-            zero = values.values(w, arguments, "zero", first, token, here)
+            zero = values.values(w, arguments, "zero", head, tokens)
             w(f"{state.lowest} = {state.lowest} * {shrink} + tl.sum({weights} * {zero}[None, :], 1)")
         if form.dtype == "f16":  # which has no small numbers: steps are taken relative to the largest
             largest = w.let(f"tl.maximum(tl.max({scale}, 0), 1e-30)", "largest")

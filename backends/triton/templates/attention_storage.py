@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from irx.backends.regions.lowered import Binding, Capacity, StatePart, Temporary
+from irx.backends.regions.lowered import Temporary
 from irx.backends.regions.views import View
 from irx.backends.triton.templates.attention_arguments import Arguments, times
+from irx.backends.triton.templates.attention_places import Beside, Head, Room, Tokens
 from irx.backends.triton.writer import ELEMENTS, Writer
 from irx.ir.codes import CODES
 from irx.ir.dims import Dim
@@ -105,9 +106,8 @@ def storages(kv: KVType) -> tuple[Storage, Storage]:
 class Slots:
     """One side of a state as a kernel reads and writes it."""
 
-    state: Value
+    room: Room
     storage: Storage
-    heads: int
 
     @property
     def width(self) -> int:
@@ -117,23 +117,21 @@ class Slots:
     def pointer(self, arguments: Arguments, parameter: str = "") -> str:
         """The buffer of the elements, or of a parameter."""
         name = f"{self.storage.part}_{parameter}" if parameter else self.storage.part
-        dtype = self.storage.parameter if parameter else self.storage.dtype
-        return arguments.pointer(f"{name}_slots", dtype, StatePart(self.state, name))
+        return self.room.pointer(arguments, name, self.storage.parameter if parameter else self.storage.dtype)
 
-    def first(self, w: Writer, arguments: Arguments, b: str, g: str) -> str:
-        """The number of the first slot of a head: b and g are scalars, or tiles."""
-        capacity: Binding = Capacity(self.state)
-        return w.let(f"({b} * {self.heads} + {g}).to(tl.int64) * {arguments.number('capacity', capacity)}", "slot")
+    def head(self, w: Writer, arguments: Arguments, b: str, g: str) -> Head:
+        """A head: b and g are scalars, or columns."""
+        return self.room.head(w, arguments, b, g)
 
-    def tile(self, w: Writer, arguments: Arguments, first: str, token: str, mask: str, dtype: str) -> str:
-        """Tokens [T] as a tile [T, width] of `dtype`: numbers, or codes. `mask` is [T]."""
-        s = self.storage
-        base = w.let(f"{self.pointer(arguments)} + {first} * {s.elements}", "base")
-        slot = w.let(f"{token}[:, None]", "slot")
+    def tile(self, w: Writer, arguments: Arguments, head: Head, tokens: Tokens, dtype: str) -> str:
+        """Tokens [T] as a tile [T, width] of `dtype`: numbers, or codes."""
+        s, tokens = self.storage, tokens.column(w)
+        slot, mask = tokens.slot, tokens.mask
+        base = w.let(f"{self.pointer(arguments)} + {head.origin(w, tokens)} * {s.elements}", "base")
         if s.bits == 4:
             return self._nibbles(w, base, slot, mask, dtype)
         d = w.let(f"tl.arange(0, {self.width})[None, :]", "d")
-        inside = f"{mask}[:, None]" if s.channels == self.width else f"{mask}[:, None] & ({d} < {s.channels})"
+        inside = mask if s.channels == self.width else f"{mask} & ({d} < {s.channels})"
         found = w.let(
             f"tl.load({base} + {s.element(slot, d)}, mask={inside}, other={'0' if s.bits else '0.0'})", "tile"
         )
@@ -144,22 +142,28 @@ class Slots:
         return w.let(f"{found}.to({ELEMENTS[dtype]})", "tile")
 
     def _nibbles(self, w: Writer, base: str, slot: str, mask: str, dtype: str) -> str:
-        s, half, tokens = self.storage, self.storage.half, f"{slot}.shape[0]"
+        s, half, count = self.storage, self.storage.half, f"{slot}.shape[0]"
         e = w.let(f"tl.arange(0, {self.width // 2})[None, :]", "e")
-        inside = f"{mask}[:, None]" if s.elements == self.width // 2 else f"{mask}[:, None] & ({e} < {s.elements})"
+        inside = mask if s.elements == self.width // 2 else f"{mask} & ({e} < {s.elements})"
         byte = w.let(f"tl.load({base} + {s.element(slot, e)}, mask={inside}, other=0)", "byte")
         low, high = (
             w.let(f"({part}).to(tl.float32).to({ELEMENTS[dtype]})", "code") for part in (f"{byte} & 15", f"{byte} >> 4")
         )
         if half == 1:
             return w.let(f"tl.interleave({low}, {high})", "tile")
-        both = w.let(f"tl.reshape(tl.join({low}, {high}), ({tokens}, {self.width // (2 * half)}, {half}, 2))", "both")
-        return w.let(f"tl.reshape(tl.permute({both}, (0, 1, 3, 2)), ({tokens}, {self.width}))", "tile")
+        both = w.let(f"tl.reshape(tl.join({low}, {high}), ({count}, {self.width // (2 * half)}, {half}, 2))", "both")
+        return w.let(f"tl.reshape(tl.permute({both}, (0, 1, 3, 2)), ({count}, {self.width}))", "tile")
 
-    def values(self, w: Writer, arguments: Arguments, parameter: str, first: str, token: str, mask: str) -> str:
+    def values(self, w: Writer, arguments: Arguments, parameter: str, head: Head, tokens: Tokens) -> str:
         """A parameter of tokens [T] in float32."""
-        pointer = self.pointer(arguments, parameter)
-        return w.let(f"tl.load({pointer} + {first} + {token}, mask={mask}, other=0.0).to(tl.float32)", parameter)
+        place = f"{self.pointer(arguments, parameter)} + {head.origin(w, tokens)} + {tokens.slot}"
+        return w.let(f"tl.load({place}, mask={tokens.mask}, other=0.0).to(tl.float32)", parameter)
+
+
+def sides(state: Value, kv: KVType) -> tuple[Slots, Slots]:
+    """Keys and values of a state."""
+    room, (keys, values) = Room.of(state, kv), storages(kv)
+    return Slots(room, keys), Slots(room, values)
 
 
 @dataclass(frozen=True)
@@ -179,16 +183,17 @@ class Rows:
         """Channels of a tile."""
         return width_of(self.channels)
 
-    def first(self, w: Writer, arguments: Arguments, b: str, g: str) -> str:
-        """The element that a head begins at."""
-        return w.let(arguments.index(self.view, (b, g)), "first")
+    def head(self, w: Writer, arguments: Arguments, b: str, g: str) -> Head:
+        """A head, whose elements are counted from its first."""
+        return Beside(w.let(arguments.index(self.view, (b, g)), "first"))
 
-    def tile(self, w: Writer, arguments: Arguments, first: str, token: str, mask: str, dtype: str) -> str:
+    def tile(self, w: Writer, arguments: Arguments, head: Head, tokens: Tokens, dtype: str) -> str:
         """Tokens [T] as a tile [T, width] of `dtype`."""
         d = w.let(f"tl.arange(0, {self.width})[None, :]", "d")
         stride: Dim = self.view.strides[2]
-        place = f"{first} + {times(f'{token}[:, None]', arguments.size(stride))} + {d}"
-        inside = f"{mask}[:, None]" if self.channels == self.width else f"{mask}[:, None] & ({d} < {self.channels})"
+        place = f"{head.origin(w, tokens)} + {times(f'{tokens.slot}[:, None]', arguments.size(stride))} + {d}"
+        mask = f"{tokens.mask}[:, None]"
+        inside = mask if self.channels == self.width else f"{mask} & ({d} < {self.channels})"
         if self.buffer is None:
             source = arguments.tensor(self.view.base)
         else:

@@ -20,6 +20,7 @@ from irx.target import find_device
 from tests.backends.triton.lowered_run import run_lowered
 from tests.backends.tvm.attention_bodies import as_numbers, check_state, make_room, random_arrays
 
+NUMBERS = ("capacity", "columns")
 SMALL = {"attention_decode": {"tokens": 16, "split": 4}, "attention_flash": {"queries": 16, "tokens": 16}}
 
 
@@ -52,7 +53,8 @@ def run_chunks(body: Graph, chunks: Sequence[Any], *, seed: int = 0) -> list[tup
 def parts(state: KVState) -> dict[str, Any]:
     """The tensors of a state as `run_lowered` takes them."""
     names = [name for side in "kv" for name in (side, *(f"{side}_{part}" for part in state.keys.parameters))]
-    return {name: state.part(name) for name in names} | {"capacity": state.capacity}
+    names += ["pages"] if state.paged is not None else []
+    return {name: state.part(name) for name in names} | {name: state.number(name) for name in NUMBERS}
 
 
 def run_plain(body: Graph, sizes: dict[str, int], given: dict[str, Any]) -> tuple[Any, Any]:

@@ -33,7 +33,7 @@ from irx.runtime.tensors import from_numpy, to_numpy
 from irx.target import find_device
 
 State = Mapping[str, Any]
-"""The tensors of a KV state by part, and under "capacity" the number of its slots."""
+"""The tensors of a KV state by part, and the numbers that it tells kernels by name."""
 
 
 def choices(device: str = "a100") -> Choices:
@@ -91,7 +91,7 @@ class _Run:
         if isinstance(parameter, Pointer):
             return self.buffer(binding)
         if isinstance(binding, Capacity):
-            return int(self.states[self.root(binding.state)]["capacity"])
+            return int(self.states[self.root(binding.state)][binding.number])
         value = evaluate(binding, self.sizes)
         assert value % parameter.multiple == 0, f"{parameter} = {value}"
         return value

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from irx.backends.regions.lowered import Refusal
+from irx.backends.regions.lowered import Lowered, Refusal
 from irx.backends.triton.compiling import compile_kernels
 from irx.backends.triton.resources import read_usage
 from irx.backends.triton.rules.attention import rule
+from irx.ir.graph import Graph
 from irx.target import find_device
 from tests.backends.triton.attention_runs import run_chunks, run_plain, small_choices
 from tests.backends.triton.lowered_run import choices
@@ -52,10 +53,15 @@ ONE = [[[*range(33)]], [[33]]]
         ({"dtype": "f16", "storage": "f16, code=token8", "dim": 32}, ONE, F16),
         ({"layout": "blocked", "dtype": "bf16", "dim": 24}, ONE, BF16),
         ({"layout": "blocked", "storage": "f32, code=token4", "dim": 40}, ONE, F32),
+        ({"storage": "f32, page=16", "rotated": 8, "heads": 4, "groups": 2}, CHUNKS, F32),
+        ({"storage": "f32, page=7", "rotated": 8, "how": "scale=0.25, window=9"}, CHUNKS, F32),
+        ({"dtype": "bf16", "storage": "bf16, code=token4, page=5", "dim": 80, "groups": 2}, CHUNKS, BF16),
+        ({"layout": "blocked", "storage": "f32, code=token8, page=64", "dim": 40}, ONE, F32),
     ],
     ids=[
         *("half", "interleaved", "capped", "odd", "wide", "bf16", "bf16_odd", "f16", "mixed", "i8", "token8", "token4"),
         *("token4_odd", "token4_bf16", "token8_f16", "blocked_bf16", "blocked_token4"),
+        *("pages", "pages_odd", "pages_token4", "pages_blocked"),
     ],
 )
 def test_a_cache_call_after_call(how: dict[str, Any], chunks: Any, tolerance: float) -> None:
@@ -71,17 +77,25 @@ def test_a_decode_step_is_one_kernel() -> None:
     assert error(run_chunks(body, [[[i]] for i in range(2)])) < F32
 
 
-@pytest.mark.parametrize(("device", "length"), [("a100", "1"), ("h100-sxm", "S")], ids=["sm_80", "sm_90"])
+SMALL: dict[str, Any] = {"heads": 9, "groups": 3, "dim": 64, "rotated": 32, "dtype": "bf16", "layout": "dense"}
+
+
+@pytest.mark.parametrize(("device", "length"), [("a100-80gb", "1"), ("h100-sxm", "S")], ids=["sm_80", "sm_90"])
 def test_default_schedules_compile_without_spills(device: str, length: str) -> None:
-    """A decode step of a small model, and its prompts."""
+    """A decode step of a small model, and its prompts; over pages the step alone."""
     found = find_device(device)
-    shape: dict[str, Any] = {"heads": 9, "groups": 3, "dim": 64, "rotated": 32, "dtype": "bf16", "layout": "dense"}
-    lowered = rule(decoder(**shape, length=length), choices(device))
-    assert lowered is not None
-    for symbol, binary in compile_kernels(lowered.kernels, found).items():
+    bodies = [decoder(**SMALL, length=length), decoder(**SMALL, length="1", storage="bf16, page=64")]
+    kernels = [kernel for body in bodies for kernel in lowered_for(body, device).kernels]
+    for symbol, binary in compile_kernels(kernels, found).items():
         usage = read_usage(binary.data, symbol, found, shared=binary.shared, warps=binary.warps)
         assert not usage.spills, f"{symbol}: {usage.describe(found)}"
         assert usage.refusal(found) is None
+
+
+def lowered_for(body: Graph, device: str) -> Lowered:
+    lowered = rule(body, choices(device))
+    assert lowered is not None
+    return lowered
 
 
 def test_late_positions_keep_their_digits() -> None:
@@ -161,6 +175,7 @@ def test_heads_of_projections_for_an_encoder() -> None:
     [
         ("kv<heads=4, dim=16, dense, f8e4m3>", "stored as"),
         ("kv<heads=4, value_heads=2, dim=16, dense, f32>", "numbers of"),
+        ("kv<heads=4, dim=16, blocked, f32, page=48>", "pages of 48"),
     ],
 )
 def test_what_is_refused(kv: str, reason: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -13,7 +14,7 @@ from irx.backends.triton.binding import Bound
 from irx.backends.triton.capture import CALLS_BEFORE, Recorder
 from irx.ir.graph import Value
 from irx.ir.types import KVType, TensorType
-from irx.runtime.kv import KVState
+from irx.runtime.kv import KVState, empty_state
 
 KV = KVType(1, 1, 2, 2, "f32")
 
@@ -99,6 +100,17 @@ def test_a_cache_at_another_address_is_recorded_anew(recorder: Recorder, graphs:
     before = float(kept.keys.tensor.sum())
     outs = [float(call(recorder, step, 0.0, kept)[0]) for _ in range(4)]
     assert outs == [before + 2 * (number + 1) for number in range(4)]
+    assert [graph.replays for graph in graphs] == [2, 2]
+
+
+def test_pages_that_have_moved_are_recorded_anew(recorder: Recorder, graphs: list[Closure]) -> None:
+    step, kept = Step(), empty_state(replace(KV, page=2), 1, torch.device("cpu"), 4)
+    for _ in range(4):
+        call(recorder, step, 0.0, kept)
+    assert kept.paged is not None
+    kept.paged.tensor = kept.paged.tensor.clone()
+    for _ in range(4):
+        call(recorder, step, 0.0, kept)
     assert [graph.replays for graph in graphs] == [2, 2]
 
 

@@ -24,6 +24,7 @@ MAKES: dict[str, Callable[[], Lowered | None]] = {
     "products-few-rows-4-bits": lambda: linear.rule(gated("q4_0", 96, 256, "bf16"), choices()),
     "products-many-rows": lambda: linear.rule(plain("bf16", 96, 256, "bf16"), choices()),
     "attention-step": lambda: attention.rule(decoder(), choices()),
+    "attention-step-pages": lambda: attention.rule(decoder(layout="dense", storage="f32, page=64"), choices()),
     "region": lambda: built(add_norm, 576, regions.rule, choices())[1],
 }
 
