@@ -53,7 +53,7 @@ class TritonBackend:
 
     name = "triton"
     layouts = frozenset({"dense"})
-    endings: frozenset[str] = frozenset()
+    endings = frozenset({"topk"})
 
     def missing(self, device: Device) -> str | None:
         """Triton, which runs nowhere in this process: neither a GPU nor its driver is needed to compile."""

@@ -90,9 +90,9 @@ class ChainedLowering:
         if body not in self._regions:
             self._regions[body] = None
             if step.lowered is not None and step.lowered.cases[0].calls[0].kernel.name == "matvec":
-                region = parse(body)
+                region = parse(body, chooses=True)
                 assert region is not None
-                self._regions[body] = region if self._is_short(region) else None
+                self._regions[body] = region if region.best is None and self._is_short(region) else None
         return self._regions[body]
 
     def _is_short(self, region: LinearRegion) -> bool:

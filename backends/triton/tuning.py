@@ -52,8 +52,14 @@ FLUSH = 256 << 20  # bytes, more than any second-level cache
 
 def tasks(program: Program, graph: Graph, device: Device) -> list[Task]:
     """Everything that can be tuned in a graph, each kernel once, with the model's picks."""
-    found = Tunables(_lowering(device), tasks_for(device), {"device": device.name}).tasks(program, graph)
+    made = Tunables(_lowering(device), tasks_for(device), {"device": device.name}).tasks(program, graph)
+    found = [task for task in made if not _chooses(task)]
     return [replace(t, picks=_picks(t, device), model=MODEL) if modelled(t.key.template) else t for t in found]
+
+
+def _chooses(task: Task) -> bool:
+    """True for a product that is chosen from: it has the schedule of the product alone, which is easier to check."""
+    return task.key.template in ("matvec", "gemm") and "irx.topk(" in task.args["program"]
 
 
 def _lowering(device: Device) -> Callable[[Chooser], Lowering]:

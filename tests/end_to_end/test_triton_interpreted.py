@@ -32,6 +32,10 @@ def test_a_prompt_and_a_step_are_those_of_torch(dtype: torch.dtype) -> None:
     for tokens in (ids, torch.tensor([[6]])):
         found, expected = made.append(tokens).float(), wanted.append(tokens).float()
         assert (found - expected).abs().max() <= LIMITS[dtype] * expected.abs().max()
+    best, logits = made.top(torch.tensor([[8]]), 7), wanted.append(torch.tensor([[8]]))[0, 0].float()
+    assert best is not None and sorted(best[1].flatten().tolist()) == list(range(40))
+    assert (best[0][0, 0] - logits[best[1][0, 0]]).abs().max() <= LIMITS[dtype] * logits.abs().max()
+    assert (best[0][..., 1:] <= best[0][..., :-1]).all()
 
 
 def test_every_node_of_a_llama_has_kernels() -> None:

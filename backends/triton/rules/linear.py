@@ -9,13 +9,14 @@ from irx.backends.regions.linear_region import LinearRegion, parse
 from irx.backends.regions.lowered import Call, Case, Choices, Lowered, Refusal
 from irx.backends.triton.elementwise import supports
 from irx.backends.triton.templates import gemm, matvec
+from irx.backends.triton.templates.choosing import choose_calls
 from irx.backends.triton.templates.linear_shape import problem_of
 from irx.ir.graph import Graph
 
 
 def rule(body: Graph, choices: Choices) -> Lowered | None:
     """Kernels for a body with a linear; None without one. Raises Refusal for what does not fit one kernel."""
-    region = parse(body)
+    region = parse(body, chooses=True)
     if region is None:
         return None
     for node in region.epilogue:
@@ -27,10 +28,11 @@ def rule(body: Graph, choices: Choices) -> Lowered | None:
 def _cases(region: LinearRegion, choices: Choices) -> list[Case]:
     """One case for every number of rows a kernel is made for, narrowed to what the region can have."""
     makers = list(_makers(region, choices))
+    last = () if region.best is None else choose_calls(region.best, region.rows, region.n)
     if isinstance(region.rows, int):
         rows = region.rows
-        return [Case(next(make for most, make in makers if most is None or rows <= most)())]
-    return [Case(make(), region.rows if most is not None else 1, most) for most, make in makers]
+        return [Case((*next(make for most, make in makers if most is None or rows <= most)(), *last))]
+    return [Case((*make(), *last), region.rows if most is not None else 1, most) for most, make in makers]
 
 
 def _makers(region: LinearRegion, choices: Choices) -> Iterator[tuple[int | None, Callable[[], tuple[Call, ...]]]]:

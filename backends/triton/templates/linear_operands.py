@@ -1,8 +1,8 @@
 """What kernels around a linear share, whatever multiplies: parameters, their bindings, the epilogue, shares of sums.
 
 Parameters: `rows`, `x`, `norm_weight`, `norm_bias`; for product i the arrays `w{i}_{part}` and the bias `b{i}`;
-operands of the epilogue `e0`, `e1`, ...; outputs `y0`, `y1`, ...; and where several programs share a sum, `partial` and
-`arrived`.
+operands of the epilogue `e0`, `e1`, ...; outputs `y0`, `y1`, ...; `logits` where some are chosen; and where several
+programs share a sum, `partial` and `arrived`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from irx.backends.regions.linear_region import EpilogueOperand
 from irx.backends.regions.lowered import Binding, Call, Data, PackedPart, Temporary
 from irx.backends.triton.elementwise import emit
 from irx.backends.triton.kernel import Kernel, Parameter, Pointer, Size
+from irx.backends.triton.templates.choosing import LOGITS, logits
 from irx.backends.triton.templates.linear_input import masked
 from irx.backends.triton.templates.linear_shape import Problem
 from irx.backends.triton.writer import Writer
@@ -75,6 +76,8 @@ def emit_results(w: Writer, problem: Problem, place: Place, sums: Sequence[str],
     emit(w, region.epilogue, env)
     for j, (_, held) in enumerate(region.outputs):
         w.store(f"y{j}", _full(problem, place), held.dtype, env[held], place.exists)
+    if region.best is not None:
+        w.store(LOGITS, _full(problem, place), region.best.held.dtype, env[region.best.held], place.exists)
 
 
 def _full(problem: Problem, place: Place) -> str:
@@ -127,6 +130,7 @@ def parameters(problem: Problem, shared: bool) -> tuple[Parameter, ...]:
             found.append(Pointer(f"b{i}", product.bias.dtype))
     found += [Pointer(f"e{j}", operand.value.dtype) for j, operand in enumerate(region.operands)]
     found += [Pointer(f"y{j}", held.dtype) for j, (_, held) in enumerate(region.outputs)]
+    found += [Pointer(LOGITS, region.best.held.dtype)] if region.best is not None else []
     return (*found, *((Pointer("partial", "f32"), Pointer("arrived", "i32")) if shared else ()))
 
 
@@ -163,4 +167,6 @@ def region_bindings(problem: Problem) -> dict[str, Binding]:
         if product.bias is not None:
             found[f"b{i}"] = Data(product.bias)
     found |= {f"e{j}": Data(operand.value) for j, operand in enumerate(region.operands)}
+    if region.best is not None:
+        found[LOGITS] = logits(region.best, region.rows, region.n)
     return found | {f"y{j}": Data(value) for j, (value, _) in enumerate(region.outputs)}

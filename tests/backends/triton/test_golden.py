@@ -17,12 +17,14 @@ from tests.backends.region_cases import add_norm, built
 from tests.backends.triton.linear_bodies import gated, plain
 from tests.backends.triton.lowered_run import choices
 from tests.backends.tvm.attention_bodies import decoder
+from tests.backends.tvm.test_choosing import head
 
 FOLDER = Path(__file__).parent / "golden"
 
 MAKES: dict[str, Callable[[], Lowered | None]] = {
     "products-few-rows-4-bits": lambda: linear.rule(gated("q4_0", 96, 256, "bf16"), choices()),
     "products-many-rows": lambda: linear.rule(plain("bf16", 96, 256, "bf16"), choices()),
+    "choosing": lambda: linear.rule(head("bf16", 2000, 64, 64, "bf16")[1], choices()),
     "attention-step": lambda: attention.rule(decoder(), choices()),
     "attention-step-pages": lambda: attention.rule(decoder(layout="dense", storage="f32, page=64"), choices()),
     "region": lambda: built(add_norm, 576, regions.rule, choices())[1],
