@@ -12,6 +12,7 @@ from irx.ir.blocks import FORMATS
 from irx.ir.dims import Bindings, Dim, evaluate
 from irx.ir.graph import Graph, Node, Value
 from irx.ir.opdef import Array
+from irx.ir.packing import random_blocks
 from irx.ir.regions import expanded
 from irx.ir.types import KVType, TensorType, is_float, is_packed, numpy_dtype
 from irx.ops.cache import KVArrays
@@ -73,8 +74,8 @@ def _random(graph: Graph, value: Value, bindings: Bindings, generator: np.random
     if isinstance(value.type, KVType):
         return _state(graph, value, value.type, bindings, generator)
     shape = tuple(_evaluate(dim, bindings, value) for dim in value.shape)
-    if is_packed(value.dtype):  # no byte above 59: every float16 scale in them is finite and below 1
-        return generator.integers(0, 60, FORMATS[value.dtype].packed_shape(shape)).astype(np.uint8)
+    if is_packed(value.dtype):
+        return random_blocks(generator, shape, value.dtype)
     if is_float(value.dtype):
         return generator.standard_normal(shape).astype(numpy_dtype(value.dtype))
     if value.dtype == "bool":

@@ -8,9 +8,9 @@ from functools import partial
 
 import numpy as np
 
-from irx.ir.blocks import FORMATS
 from irx.ir.dims import evaluate
 from irx.ir.opdef import Array
+from irx.ir.packing import random_blocks
 from irx.ir.program import Program
 from irx.ir.types import TensorType, is_float, is_packed, numpy_dtype
 from irx.ir.weights import Weights
@@ -30,9 +30,9 @@ def bind_declared(program: Program, seed: int = 0) -> None:
 def bind_random_weights(weights: Weights, seed: int = 0) -> list[str]:
     """Give every stored weight without an array a random one; returns the names of these.
 
-    Matrices are normal with a variance of 1 / their last extent, so that activations keep their size through many
-    layers; vectors are standard normal, integers 0 or 1. An array depends on the seed and the weight's name alone. Of a
-    large one only the first millions of numbers are drawn, and then repeated.
+    Matrices are normal, packed ones of random codes, with a variance of 1 / their last extent, so that activations keep
+    their size through many layers; vectors are standard normal, integers 0 or 1. An array depends on the seed and the
+    weight's name alone. Of a large one only the first millions of numbers are drawn, and then repeated.
     """
     bare = [e.weight for e in weights if e.load is None and e.derivation is None]
     for weight in bare:
@@ -43,8 +43,8 @@ def bind_random_weights(weights: Weights, seed: int = 0) -> list[str]:
 def _random(name: str, type: TensorType, seed: int) -> Array:
     generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
     shape = tuple(evaluate(dim, {}) for dim in type.shape)  # weights know no named size
-    if is_packed(type.dtype):  # no byte above 59: every float16 scale in them is finite and below 1
-        return generator.integers(0, 60, FORMATS[type.dtype].packed_shape(shape), dtype=np.uint8)
+    if is_packed(type.dtype):
+        return random_blocks(generator, shape, type.dtype)
     if not is_float(type.dtype):
         return generator.integers(0, 2, shape).astype(numpy_dtype(type.dtype))
     drawn = generator.standard_normal(min(math.prod(shape), _DRAWN), dtype=np.float32)

@@ -30,11 +30,15 @@ _BLOCKS_AT_ONCE = 1 << 16  # bounds the temporaries of unpack to a few tens of M
 
 @dataclass(frozen=True)
 class BlockFormat:
-    """A storage format: `elements` consecutive elements of a row take `bytes` bytes, scales included."""
+    """A storage format: `elements` consecutive elements of a row take `bytes` bytes, scales included.
+
+    `halves` are the bytes at which a float16 starts. What a block means is linear in these.
+    """
 
     name: str
     elements: int
     bytes: int
+    halves: tuple[int, ...]
 
     @property
     def bits(self) -> float:
@@ -61,17 +65,17 @@ OWN_GROUPS = (16, 64, 128, 256)
 FORMATS: dict[str, BlockFormat] = {
     form.name: form
     for form in (
-        BlockFormat("q4_0", 32, 18),
-        BlockFormat("q4_1", 32, 20),
-        BlockFormat("q5_0", 32, 22),
-        BlockFormat("q5_1", 32, 24),
-        BlockFormat("q8_0", 32, 34),
-        BlockFormat("q4_k", 256, 144),
-        BlockFormat("q5_k", 256, 176),
-        BlockFormat("q6_k", 256, 210),
-        *(BlockFormat(f"i8g{group}", group, group + 2) for group in OWN_GROUPS),
-        *(BlockFormat(f"i4g{group}", group, group // 2 + 2) for group in OWN_GROUPS),
-        *(BlockFormat(f"u4g{group}", group, group // 2 + 4) for group in OWN_GROUPS),
+        BlockFormat("q4_0", 32, 18, (0,)),
+        BlockFormat("q4_1", 32, 20, (0, 2)),
+        BlockFormat("q5_0", 32, 22, (0,)),
+        BlockFormat("q5_1", 32, 24, (0, 2)),
+        BlockFormat("q8_0", 32, 34, (0,)),
+        BlockFormat("q4_k", 256, 144, (0, 2)),
+        BlockFormat("q5_k", 256, 176, (0, 2)),
+        BlockFormat("q6_k", 256, 210, (208,)),
+        *(BlockFormat(f"i8g{group}", group, group + 2, (group,)) for group in OWN_GROUPS),
+        *(BlockFormat(f"i4g{group}", group, group // 2 + 2, (group // 2,)) for group in OWN_GROUPS),
+        *(BlockFormat(f"u4g{group}", group, group // 2 + 4, (group // 2, group // 2 + 2)) for group in OWN_GROUPS),
     )
 }
 

@@ -9,15 +9,16 @@ may elements near the opposite of the largest be off by one scale.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from irx.ir.blocks import FORMATS, OWN_GROUPS, BlockFormat, Bytes, Floats
+from irx.ir.blocks import FORMATS, OWN_GROUPS, BlockFormat, Bytes, Floats, unpack
 
 _Encoder: TypeAlias = Callable[[Floats], "tuple[Bytes, ...]"]
 _ELEMENTS_AT_ONCE = 1 << 21  # bounds the temporaries to some tens of MB, whatever the size of the weight
+_MEASURED = 4096  # blocks whose elements say how large those of random bytes are
 _LARGEST = np.float32(65504)  # of float16
 
 
@@ -44,6 +45,27 @@ def pack(values: np.ndarray[Any, Any], form: BlockFormat | str) -> Bytes:
             fields = _ENCODERS[form.name](groups[some].astype(np.float32))
         np.concatenate(fields, axis=1, out=blocks[some])
     return raw
+
+
+def random_blocks(generator: np.random.Generator, shape: Sequence[int], form: BlockFormat | str) -> Bytes:
+    """Random bytes of a weight of the logical `shape` `[..., K]`: any codes, and elements of a variance of about 1 / K.
+
+    Their float16s, of either sign, are drawn of one size and then made that small, so that sums over rows stay near 1.
+    """
+    form = FORMATS[form] if isinstance(form, str) else form
+    raw = generator.integers(0, 256, form.packed_shape(shape), dtype=np.uint8)
+    blocks = raw.reshape(-1, form.bytes)
+    drawn = (len(blocks), len(form.halves))
+    halves = generator.uniform(0.5, 1, drawn) * generator.choice([-1, 1], drawn)
+    _write_halves(blocks, form, halves)
+    size = np.std(unpack(blocks[:_MEASURED], form), dtype=np.float64)
+    _write_halves(blocks, form, halves * shape[-1] ** -0.5 / size)
+    return raw
+
+
+def _write_halves(blocks: Bytes, form: BlockFormat, halves: np.ndarray[Any, Any]) -> None:
+    for place, half in zip(form.halves, halves.T, strict=True):
+        blocks[:, place : place + 2] = half.astype("<f2").view(np.uint8).reshape(-1, 2)
 
 
 def _q8_0(x: Floats) -> tuple[Bytes, ...]:

@@ -7,9 +7,9 @@ from functools import partial
 
 import numpy as np
 
-from irx.ir.blocks import FORMATS
 from irx.ir.dims import evaluate
 from irx.ir.opdef import Array
+from irx.ir.packing import random_blocks
 from irx.ir.program import Program
 from irx.ir.types import TensorType, is_float, is_packed, numpy_dtype
 from irx.pipeline.base import Context, Pass
@@ -40,7 +40,7 @@ def random_weights(program: Program, sizes: Mapping[str, int]) -> None:
 
 def _random(type: TensorType, sizes: Mapping[str, int], generator: np.random.Generator) -> Array:
     shape = tuple(evaluate(dim, sizes) for dim in type.shape)
-    if is_packed(type.dtype):  # no byte above 59: every float16 scale in them is finite and below 1
-        return generator.integers(0, 60, FORMATS[type.dtype].packed_shape(shape)).astype(np.uint8)
+    if is_packed(type.dtype):
+        return random_blocks(generator, shape, type.dtype)
     array = generator.standard_normal(shape) if is_float(type.dtype) else generator.integers(0, 2, shape)
     return np.asarray(array.astype(numpy_dtype(type.dtype)))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from irx.ir import packing
 from irx.ir.blocks import FORMATS, Floats, unpack
-from irx.ir.packing import is_writable, pack
+from irx.ir.packing import is_writable, pack, random_blocks
 
 WRITABLE = [name for name in FORMATS if is_writable(name)]
 SYMMETRIC_4 = [name for name in WRITABLE if name == "q4_0" or name.startswith("i4")]
@@ -104,3 +104,12 @@ def test_pack_rejects_wrong_input() -> None:
         pack(np.zeros((2, 256), np.float32), "q6_k")
     with pytest.raises(ValueError, match="whole number"):
         pack(np.zeros((2, 33), np.float32), "q8_0")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_random_bytes_are_weights_whose_sums_stay_near_one(form: str) -> None:
+    raw = random_blocks(np.random.default_rng(0), (64, 512), form)
+    values = unpack(raw, form)
+    assert len(np.unique(raw)) == 256, "any code"
+    assert np.std(values) * 512**0.5 == pytest.approx(1, rel=0.05)
+    assert np.array_equal(raw, random_blocks(np.random.default_rng(0), (64, 512), form))

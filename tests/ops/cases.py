@@ -14,8 +14,8 @@ import ml_dtypes  # noqa: F401  numpy learns bfloat16
 import numpy as np
 import torch
 
-from irx.ir import blocks
 from irx.ir.opdef import Array
+from irx.ir.packing import random_blocks
 from irx.ir.types import KVType, TensorType, Type, dtype_of, numpy_dtype
 from irx.ops.cache import KVArrays
 
@@ -74,14 +74,13 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Packed:
-    """A block-quantized weight of that logical shape, with small finite scales."""
+    """A block-quantized weight of that logical shape, of any codes."""
 
     shape: tuple[int, ...]
     format: str
 
     def make(self, generator: np.random.Generator, dtype: str) -> Array:
-        shape = blocks.FORMATS[self.format].packed_shape(self.shape)
-        return generator.integers(0, 60, shape).astype(np.uint8)
+        return random_blocks(generator, self.shape, self.format)
 
 
 @dataclass(frozen=True)
