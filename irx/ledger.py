@@ -40,8 +40,9 @@ class Row:
     is the largest max|y - y0| / max|y0| that a check measured. `metric` names the quality measure of which the program
     up to this pass has used `spent`, so that `left` remains of the budget; `quality` holds the figures on held-out
     data, as `irx.Budget` names them. `latency` is the change in seconds of one decode step on the device, `noise` its
-    band, `predicted` what the cost model says of it, `bytes` the change in bytes; negative is a gain. `seconds` is the
-    time the pass itself took. `reason` says why the pass was dropped or refused, or why it matched nothing.
+    band, `predicted` what the cost model says of it, `bytes` the change in bytes of all weights and of one row of
+    caches at the longest length; negative is a gain. `seconds` is the time the pass itself took. `reason` says why the
+    pass was dropped or refused, or why it matched nothing.
     """
 
     step: int
@@ -72,6 +73,11 @@ class Row:
         if self.predicted is None or self.latency is None:
             return False
         return abs(self.predicted - self.latency) > max(MOST_OFF * abs(self.latency), self.noise or 0.0)
+
+    @property
+    def unpaid(self) -> bool:
+        """True where the pass was dropped because it brings nothing: it was timed."""
+        return self.decision == DROPPED and self.latency is not None
 
 
 @dataclass(frozen=True)

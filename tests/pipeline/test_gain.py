@@ -30,12 +30,13 @@ class Swap(Pass):
     new: str = "neg"
 
     def run(self, program: Program, ctx: Context) -> Report:
-        graph, sites = program.graphs["forward"], []
-        for node in [node for node in graph.nodes if node.op.name == self.old]:
-            made = graph.add(self.new, [node.inputs[0]], before=node, loc=node.loc)
-            graph.replace(node.output, made.output)
-            graph.erase(node)
-            sites.append(Site("forward", node.loc, f"{self.old} is {self.new}"))
+        sites = []
+        for name, graph in program.graphs.items():
+            for node in [node for node in graph.nodes if node.op.name == self.old]:
+                made = graph.add(self.new, [node.inputs[0]], before=node, loc=node.loc)
+                graph.replace(node.output, made.output)
+                graph.erase(node)
+                sites.append(Site(name, node.loc, f"{self.old} is {self.new}"))
         return Report(sites)
 
 
@@ -45,6 +46,31 @@ class LossySwap(Swap):
 
     name = "lossy-swap"
     effect = Effect.LOSSY
+
+
+@dataclass(frozen=True)
+class Mending(LossySwap):
+    """The same, to mend what another one did."""
+
+    name = "mending"
+    repairs = True
+
+
+@dataclass(frozen=True)
+class Unweigh(Pass):
+    """Puts a product by a number in the place of a sum with a weight."""
+
+    name = "unweigh"
+    stage = Stage.FUSE
+    effect = Effect.LOSSY
+
+    def run(self, program: Program, ctx: Context) -> Report:
+        graph = program.graphs["forward"]
+        node = next(iter(graph.nodes))
+        made = graph.add("mul", [node.inputs[0], 2.0], before=node, loc=node.loc)
+        graph.replace(node.output, made.output)
+        graph.erase(node)
+        return Report([Site("forward", node.loc, "no weight")])
 
 
 @dataclass(frozen=True)
@@ -66,6 +92,13 @@ class Clock:
         self.asked += 1
         nodes = [node for graph in program.graphs.values() for node in graph.nodes]
         return Latency(sum(self.costs[node.op.name] for node in nodes), self.noise)
+
+
+class PromptClock(Clock):
+    """The same for prompts; a step takes equally long whatever it does."""
+
+    def __call__(self, program: Program) -> Latency:
+        return super().__call__(program) if "prefill" in program.graphs else Latency(10.0, 0.0)
 
 
 def run(*passes: Pass, clock: Clock) -> tuple[list[str], Ledger]:
@@ -114,11 +147,45 @@ def test_a_loss_within_the_noise_is_no_reason() -> None:
     assert ledger.rows[0].latency == pytest.approx(3.0)
 
 
-def test_a_lossy_pass_that_was_asked_for_stays() -> None:
+def test_a_lossy_pass_that_brings_nothing_is_dropped_with_its_reason() -> None:
     ops, ledger = run(LossySwap(new="silu"), clock=Clock())
-    assert ops == ["add", "add", "silu"]
+    assert ops == ["add", "add", "tanh"]
+    (row,) = ledger.rows
+    assert (row.decision, row.unpaid) == (DROPPED, True)
+    assert (row.latency, row.noise) == pytest.approx((3.0, 0.0))
+    assert row.reason == (
+        "it brings nothing on this device: a step takes +3000000 us, and weights and caches as many bytes"
+    )
+
+
+def test_a_lossy_pass_that_gains_nothing_clear_is_dropped_and_one_that_mends_others_stays() -> None:
+    nearly = {**OPS, "tanh": 100.0, "silu": 99.5}
+    assert run(LossySwap(new="silu"), clock=Clock(costs=nearly))[0] == ["add", "add", "tanh"]
+    assert run(Mending(new="silu"), clock=Clock())[0] == ["add", "add", "silu"]
+
+
+def test_only_the_lossy_pass_that_brings_nothing_is_dropped() -> None:
+    ops, ledger = run(LossySwap(), LossySwap("neg", "silu"), clock=Clock())
+    assert ops == ["add", "add", "neg"]
+    assert [row.decision for row in ledger.rows] == [KEPT, DROPPED]
+
+
+def test_a_lossy_pass_stays_for_the_bytes_that_it_saves() -> None:
+    ops, ledger = run(Unweigh(), clock=Clock(costs={**OPS, "mul": 9.0}))
+    assert ops == ["mul", "add", "tanh"]
     assert ledger.rows[0].decision == KEPT
-    assert ledger.rows[0].latency == pytest.approx(3.0)
+    assert ledger.rows[0].latency == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize(("costs", "left"), [({"silu": 1.0}, "silu"), ({"silu": 2.0}, "tanh")])
+def test_a_lossy_pass_stays_for_faster_prompts(costs: dict[str, float], left: str) -> None:
+    """`forward` stands for the step, in which the op that it leaves costs as much as before."""
+    made = program()
+    made.graphs["prefill"] = made.graphs["forward"].clone()
+    clock = PromptClock(costs={**OPS, **costs})
+    result, ledger = Pipeline((LossySwap(new="silu"),), (Gain(clock),)).run(made, context())
+    assert [node.op.name for node in result.graphs["forward"].nodes][-1] == left
+    assert (ledger.rows[0].decision == KEPT) == (left == "silu")
 
 
 @dataclass(frozen=True)
@@ -186,7 +253,8 @@ class Counted(LossySwap):
 
 def test_lossy_passes_do_not_run_again_to_judge_others() -> None:
     Counted.runs.clear()
-    ops, ledger = run(Swap(), Counted("neg", "silu"), Counted("silu", "tanh"), clock=Clock())
-    assert ops == ["add", "add", "tanh"]
-    assert [row.latency for row in ledger.rows] == pytest.approx([-1.0, 4.0, -3.0])
+    clock = Clock(costs={"add": 4.0, "tanh": 9.0, "neg": 7.0, "silu": 6.0, "relu": 3.0})
+    ops, ledger = run(Swap(), Counted("neg", "silu"), Counted("silu", "relu"), clock=clock)
+    assert ops == ["add", "add", "relu"]
+    assert [row.latency for row in ledger.rows] == pytest.approx([-2.0, -1.0, -3.0])
     assert len(Counted.runs) == 2

@@ -11,7 +11,7 @@ from irx.ir.equal import difference
 from irx.ir.parser import parse
 from irx.ir.printer import print_program
 from irx.ledger import KEPT, NO_MATCH, REFUSED, Ledger
-from irx.pipeline.instruments import Compare, Dump, Time, Verify, standard_instruments
+from irx.pipeline.instruments import Compare, Dump, Size, Time, Verify, standard_instruments
 from irx.pipeline.pipeline import Pipeline
 from tests.pipeline.toys import Blur, Break, Flip, Look, Options, Raise, Ruin, context, program
 
@@ -132,7 +132,7 @@ def test_time_is_told_once_a_step() -> None:
 def test_dump_writes_numbered_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IRX_DUMP_DIR", str(tmp_path))
     instruments = standard_instruments()
-    assert [type(one) for one in instruments] == [Dump, Verify, Time]
+    assert [type(one) for one in instruments] == [Dump, Verify, Size, Time]
     Pipeline((Look(), Break(), Blur()), instruments).run(program(), context())
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == [

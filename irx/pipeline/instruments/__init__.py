@@ -9,17 +9,18 @@ from irx.pipeline.instruments.compare import Compare
 from irx.pipeline.instruments.dump import Dump
 from irx.pipeline.instruments.gain import Gain
 from irx.pipeline.instruments.quality import Quality
+from irx.pipeline.instruments.size import Size
 from irx.pipeline.instruments.time import Time
 from irx.pipeline.instruments.verify import Verify
 
 
 def standard_instruments(*outer: Instrument) -> tuple[Instrument, ...]:
-    """Verify and Time, and Dump where IRX_DUMP_DIR names a folder. The last one stands closest around the pass.
+    """Verify, Size and Time, and Dump where IRX_DUMP_DIR names a folder. The last one stands closest around the pass.
 
     `outer` are told of a pass only after it was timed and verified.
     """
     folder = os.environ.get("IRX_DUMP_DIR")
-    return (*((Dump(folder),) if folder else ()), *outer, Verify(), Time())
+    return (*((Dump(folder),) if folder else ()), *outer, Verify(), Size(), Time())
 
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Instrument",
     "Kept",
     "Quality",
+    "Size",
     "Time",
     "Verdict",
     "Verify",
