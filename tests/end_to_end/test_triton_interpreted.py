@@ -69,3 +69,15 @@ def test_pages_are_found_by_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
         sessions = [session.fork() for session in sessions]
     assert sessions[0].memory() == sessions[1].memory()
+
+
+def test_a_prefix_is_read_by_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Plan, "_by_torch", None)
+    start, own = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]]), torch.tensor([[5, 3], [5, 8]])
+    pipeline = "default | kv-share-prefix"
+    executables = [irx.compile(llama(torch.float32), target=t, pipeline=pipeline) for t in ("triton:cpu", "torch")]
+    assert executables[0].ledger().summary.fallbacks == {}
+    made, wanted = (executable.session(2, prefix=executable.prefix(start)) for executable in executables)
+    for tokens in (own, torch.tensor([[5], [4]])):
+        found, expected = made.append(tokens), wanted.append(tokens)
+        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()

@@ -14,7 +14,7 @@ from irx.backends.regions.lowered import Call, Case, Choices, Data, Lowered, Ref
 from irx.backends.regions.views import View, row_major
 from irx.backends.triton.templates import append, attention_decode, attention_flash
 from irx.backends.triton.templates.append import Target, append_call, heads_call
-from irx.backends.triton.templates.attention_decode import Decode, decode_call
+from irx.backends.triton.templates.attention_decode import Decode, decode_calls
 from irx.backends.triton.templates.attention_flash import Flash, flash_call, result_channels
 from irx.backends.triton.templates.attention_logits import Form
 from irx.backends.triton.templates.attention_storage import Rows, Slots, sides, storages
@@ -52,7 +52,7 @@ class _Lowering:
         many = (*self._appended(), *self._rotated(), *self._flash(attend))
         if attend.state is None or most > FEW or most * _shared(attend) > MOST_ROWS:
             return Lowered((Case(many),), "attention in blocks")
-        few = Case((*self._rotated(), self._decode(attend, most)), length, most)
+        few = Case((*self._rotated(), *self._decode(attend, most)), length, most)
         if isinstance(length, int):
             return Lowered((Case(few.calls),), "attention, tokens divided among programs")
         return Lowered((few, Case(many)), "attention in blocks; tokens divided among programs for few queries")
@@ -76,7 +76,7 @@ class _Lowering:
         schedule = self.choices.schedule("append", _bucket(heads), append.defaults(heads.size))
         return heads_call(heads, target, schedule)
 
-    def _decode(self, attend: Attend, most: int) -> Call:
+    def _decode(self, attend: Attend, most: int) -> tuple[Call, ...]:
         form, result = _state_form(attend), self.region.result
         assert result is not None and isinstance(attend.kv, KVType)
         item = int(item_bytes(storages(attend.kv)[0].dtype))
@@ -87,7 +87,7 @@ class _Lowering:
             attention_decode.defaults(cores, form.groups, max(form.keys.width, form.values.width), item),
         )
         knobs = {name: int(chosen[name]) for name in attention_decode.KNOBS}
-        return decode_call(Decode(form, self.region.append, result, most, **knobs))
+        return decode_calls(Decode(form, self.region.append, result, most, **knobs))
 
     def _flash(self, attend: Attend) -> tuple[Call, ...]:
         result = self.region.result
@@ -146,6 +146,8 @@ def _state_form(attend: Attend) -> Form:
     assert kv is not None and state is not None
     _check_state(kv)
     _check(attend, kv.heads, kv.v_dim)
+    if kv.prefix and (attend.window is not None or attend.table is not None):
+        raise Refusal("distances to the tokens of a prefix, which slots do not tell")
     keys, values = sides(state, kv)
     dtype = attend.q.dtype
     if not keys.storage.bits and keys.storage.dtype != dtype:
@@ -158,8 +160,8 @@ def _check_state(kv: KVType) -> None:
 
     if kv.layout not in LAYOUTS:
         raise Refusal(f"a cache in the layout {kv.layout}")
-    if kv.prefix:
-        raise Refusal("a cache behind a prefix that rows share")
+    if kv.prefix and kv.page is not None:
+        raise Refusal("a cache in pages behind a prefix that rows share")
     if kv.page is not None and kv.layout == "blocked" and kv.page % ROUND:
         raise Refusal(f"pages of {kv.page} slots in blocks")
     if kv.code not in (None, *CODES) or kv.code is None and kv.dtype not in ("f32", "f16", "bf16", "i8"):
@@ -184,6 +186,11 @@ def _shared(attend: Attend) -> int:
 
 def _bucket(heads: Heads, kv: KVType | None = None) -> str:
     """What schedules are kept by."""
-    state = "" if kv is None else f" {kv.layout} {kv.storage}{'' if kv.page is None else f' pages{kv.page}'}"
+    state = "" if kv is None else f" {kv.layout} {kv.storage}{_where(kv)}"
     groups = "" if kv is None else f"/{kv.heads}"
     return f"{heads.dtype} {heads.count}{groups}x{heads.size}{state}"
+
+
+def _where(kv: KVType) -> str:
+    """What a bucket says of where tokens lie."""
+    return (" prefix" if kv.prefix else "") + ("" if kv.page is None else f" pages{kv.page}")

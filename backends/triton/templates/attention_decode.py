@@ -19,22 +19,22 @@ from irx.backends.regions.views import View
 from irx.backends.triton.templates.append_element import emit_store
 from irx.backends.triton.templates.attention_arguments import Arguments, Launch
 from irx.backends.triton.templates.attention_logits import (
-    LOWEST,
     Form,
-    Queries,
     State,
+    emit_queries,
     emit_result,
     emit_start,
     emit_tile,
 )
+from irx.backends.triton.templates.attention_partial import Partials
 from irx.backends.triton.templates.attention_places import Tokens
-from irx.backends.triton.templates.attention_storage import Slots, sides, width_of
+from irx.backends.triton.templates.attention_prefix import Prefix, prefix_call, prefix_length
+from irx.backends.triton.templates.attention_storage import sides, width_of
 from irx.backends.triton.templates.rope import Place, emit_heads
 from irx.backends.triton.writer import ELEMENTS, Writer
 from irx.tuning import Choice
 
 LEAST_ROWS = 16  # of an operand of tl.dot
-MERGED = 4096  # elements of results that are merged at once
 KNOBS: Mapping[str, tuple[Choice, ...]] = {
     "tokens": (16, 32, 64, 128),
     "split": (1, 2, 4, 8, 16, 32, 64),
@@ -67,10 +67,28 @@ class Decode:
         """Rows of the tile that holds them."""
         return max(LEAST_ROWS, 1 << (self.rows - 1).bit_length())
 
+    @property
+    def prefix(self) -> bool:
+        """Whether rows may begin with a prefix that they share."""
+        kv = self.form.attend.kv
+        return kv is not None and kv.prefix
 
-def decode_call(decode: Decode) -> Call:
-    """The one kernel."""
-    return _Decode(decode).call()
+    @property
+    def partials(self) -> Partials:
+        """What programs leave: `split` of own tokens, and as many of a prefix."""
+        attend, parts = self.form.attend, self.split * (2 if self.prefix else 1)
+        assert attend.kv is not None
+        units = attend.q.view.shape[0] * self.form.groups
+        return Partials(units, parts, self.rows, attend.kv.v_dim, self.form.values.width)
+
+
+def decode_calls(decode: Decode) -> tuple[Call, ...]:
+    """One kernel; before it, where rows may share a prefix, the one that reads that."""
+    own = _Decode(decode).call()
+    if not decode.prefix:
+        return (own,)
+    prefix = Prefix(decode.form, decode.partials, decode.tokens, decode.split, decode.warps, decode.stages)
+    return prefix_call(prefix), own
 
 
 class _Decode:
@@ -145,11 +163,7 @@ class _Decode:
     def _attend(self) -> tuple[str, State]:
         w, form, arguments, d = self.w, self.form, self.arguments, self.decode
         keys, values = form.keys, form.values
-        head = emit_heads(w, arguments, form.attend.q, Place(d.tile, "b", "h", "s", "mask"), keys.width)
-        q = w.let(f"{head}.to({ELEMENTS[form.dtype]})", "q")
-        q_sum = ""
-        if isinstance(keys, Slots) and keys.storage.zeros:
-            q_sum = w.let(f"tl.sum({q}.to(tl.float32), 1, keep_dims=True)", "q_sum")
+        queries = emit_queries(w, arguments, form, d.tile)
         sinks = ""
         if form.attend.sinks is not None:
             table = arguments.tensor(form.attend.sinks)
@@ -157,7 +171,6 @@ class _Decode:
             sinks = w.let(f"tl.reshape({loaded}, ({d.tile},))", "sinks")
         state = emit_start(w, form, d.tile, sinks, "share == 0")
         heads = (keys.head(w, arguments, "b", "g"), values.head(w, arguments, "b", "g"))
-        queries = Queries(q, q_sum, "position", "b", "h", "s", "mask")
         with w.block(f"for t in tl.range(start, stop, {d.tokens}):"):
             w(f"j = t + tl.arange(0, {d.tokens})")
             w("here = j < stop")
@@ -165,67 +178,52 @@ class _Decode:
         return emit_result(w, state), state
 
     def _finish(self, y: str, state: State) -> None:
-        w, d = self.w, self.decode
-        width, channels = self.form.values.width, self.result_size
-        w(f"d = tl.arange(0, {width})[None, :]")
-        if d.split == 1:
-            self._store("h", "s", y, f"mask & (d < {channels})")
+        w, d, parts = self.w, self.decode, self.decode.partials
+        w(f"d = tl.arange(0, {parts.width})[None, :]")
+        others = self._others()
+        if d.split == 1 and not others:
+            self._store("row", y, f"mask & (d < {parts.channels})")
             return
-        with w.block("if active <= 1:"):
-            self._store("h", "s", y, f"mask & (d < {channels})")
-        with w.block("if active > 1:"):
+        alone = "(active <= 1) & (others == 0)" if others else "active <= 1"
+        with w.block(f"if {alone}:"):
+            self._store("row", y, f"mask & (d < {parts.channels})")
+        with w.block("if (active > 1) | (others > 0):" if others else "if active > 1:"):
             self._leave(y, state)
+            last = "tl.maximum(active, 1) - 1" if others else "active - 1"
             w('before = tl.atomic_add(arrived + unit, 1, sem="acq_rel")')
-            with w.block("if before == active - 1:"):
-                self._merge()
+            with w.block(f"if before == {last}:"):
+                self._merge(others)
                 w("tl.store(arrived + unit, 0)")
 
-    @property
-    def result_size(self) -> int:
-        """Channels of a row of the result."""
-        size = self.form.attend.q.size
-        kv = self.form.attend.kv
-        return size if kv is None else kv.v_dim
+    def _others(self) -> str:
+        """The text of which parts a kernel before this one has left, of a prefix; `others` is how many."""
+        w, d = self.w, self.decode
+        if not d.prefix:
+            return ""
+        end = prefix_length(self.arguments, self.form)
+        w(f"of_others = tl.cdiv({end}, {d.tokens})")
+        w(f"others = tl.cdiv(of_others, tl.maximum(tl.cdiv(of_others, {d.split}), 1))")
+        return f" | (part >= {d.split}) & (part < {d.split} + others)"
 
     def _leave(self, y: str, state: State) -> None:
         """This program's result and log-sum-exp, for the one that merges."""
-        w, d = self.w, self.decode
-        units = self.form.attend.q.view.shape[0] * self.form.groups
-        results = Temporary("partial", units * d.split * d.rows * self.result_size * 4)
-        self.arguments.pointer("partial", "f32", results)
-        self.arguments.pointer("sums_of", "f32", Temporary("lse", units * d.split * d.rows * 4))
-        self.arguments.pointer("arrived", "i32", Temporary("arrived", units * 4, zeroed=True))
-        w(f"left = (unit * {d.split} + share) * {d.rows} + row")
-        w(f"tl.store(partial + left.to(tl.int64) * {self.result_size} + d, {y}, mask=mask & (d < {self.result_size}))")
-        w(f"some = {state.total} > 0.0")
-        w(f"lse = tl.where(some, {state.top} + tl.log2(tl.where(some, {state.total}, 1.0)), {LOWEST})")
-        w("tl.store(sums_of + left, lse[:, None], mask=mask)")
+        w, d, parts = self.w, self.decode, self.decode.partials
+        self.arguments.pointer("arrived", "i32", Temporary("arrived", parts.units * 4, zeroed=True))
+        parts.leave(w, self.arguments, f"(unit * {parts.parts} + share) * {d.rows} + row", y, state, "mask")
         w("tl.debug_barrier()  # all threads have written before one of them says so")
 
-    def _merge(self) -> None:
-        """Some rows at a time: results weighted by what they have seen."""
-        w, d, size = self.w, self.decode, self.result_size
-        rows = min(d.tile, max(1, MERGED // (d.split * self.form.values.width)))
-        w(f"part = tl.arange(0, {d.split})[None, :]")
-        with w.block(f"for first in range(0, {self.length} * {self.form.shared}, {rows}):"):
-            w(f"r = first + tl.arange(0, {rows})[:, None]")
-            w(f"wanted = r < {self.length} * {self.form.shared}")
-            w(f"place = (unit * {d.split} + part) * {d.rows} + r")
-            w("inside = (part < active) & wanted")
-            w(f'lses = tl.load(sums_of + place, mask=inside, other={LOWEST}, cache_modifier=".cg")')
-            w("weights = tl.exp2(lses - tl.max(lses, 1, keep_dims=True))")
-            w("weights = weights / tl.sum(weights, 1, keep_dims=True)")
-            w(f"each_d = tl.arange(0, {self.form.values.width})[None, None, :]")
-            w(f"inside = inside[:, :, None] & (each_d < {size})")
-            w(f"found = partial + place.to(tl.int64)[:, :, None] * {size} + each_d")
-            w('found = tl.load(found, mask=inside, other=0.0, cache_modifier=".cg")')
-            w("merged = tl.sum(found * weights[:, :, None], 1)")
-            h, s = f"(g * {self.form.shared} + r % {self.form.shared})", f"(r // {self.form.shared})"
-            self._store(h, s, "merged", f"wanted & (d < {size})", "r")
+    def _merge(self, others: str) -> None:
+        used, count = f"(part < active){others}" if others else "part < active", f"{self.length} * {self.form.shared}"
+        self.decode.partials.merge(self.w, count, used, self.decode.tile, self._store)
 
-    def _store(self, h: str, s: str, value: str, mask: str, row: str = "row") -> None:
-        result = self.decode.result
-        shape = (*self.form.attend.q.view.shape[:3], self.result_size)
+    def _store(self, row: str, value: str, mask: str) -> None:
+        result, form = self.decode.result, self.form
+        h, s = (
+            ("h", "s")
+            if row == "row"
+            else (f"(g * {form.shared} + {row} % {form.shared})", f"({row} // {form.shared})")
+        )
+        shape = (*form.attend.q.view.shape[:3], self.decode.partials.channels)
         first = self.arguments.index(View(result.value, shape, result.strides), ("b", h, s))
         out = self.arguments.pointer("out", result.value.dtype, Data(result.value))
         self.w(f"tl.store({out} + {first} + {row} * 0 + d, ({value}).to({ELEMENTS[result.value.dtype]}), mask={mask})")

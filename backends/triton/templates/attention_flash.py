@@ -8,17 +8,25 @@ loaded. The last blocks, which see the most tokens, start first. (Dao et al. 202
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from irx.backends.regions.attention_region import Heads, Result
 from irx.backends.regions.lowered import Call, Data, Temporary
 from irx.backends.regions.views import View, row_major
 from irx.backends.triton.templates.attention_arguments import Arguments, Launch
-from irx.backends.triton.templates.attention_logits import Form, Queries, emit_result, emit_start, emit_tile
+from irx.backends.triton.templates.attention_logits import (
+    Form,
+    Queries,
+    State,
+    emit_queries,
+    emit_result,
+    emit_start,
+    emit_tile,
+)
 from irx.backends.triton.templates.attention_places import Tokens
+from irx.backends.triton.templates.attention_prefix import of_prefix, prefix_length
 from irx.backends.triton.templates.attention_storage import Slots, width_of
-from irx.backends.triton.templates.rope import Place, emit_heads
 from irx.backends.triton.writer import ELEMENTS, Writer
 from irx.ir.dims import Dim
 from irx.tuning import Choice
@@ -74,20 +82,35 @@ class _Flash:
             sink = f"tl.load({self.arguments.tensor(attend.sinks)} + h).to(tl.float32)"
             sinks = w.let(f"{sink} + tl.zeros(({f.queries},), tl.float32)", "sinks")
         state = emit_start(w, self.form, f.queries, sinks, "h >= 0")
-        ends = (self.form.keys.head(w, self.arguments, "b", "g"), self.form.values.head(w, self.arguments, "b", "g"))
-        for first, last, masked in (("begin", "open", True), ("open", "closed", False), ("closed", "end", True)):
-            if first == "begin" and attend.window is None:
-                continue
-            with w.block(f"for t in tl.range({first}, {last}, {f.tokens}):"):
-                w(f"j = t + tl.arange(0, {f.tokens})")
-                w("here = j < end")
-                emit_tile(
-                    w, self.arguments, self.form, queries, state, ends, Tokens("j", "here", "t", f.tokens), masked
-                )
+        if attend.kv is not None and attend.kv.prefix:
+            self._prefix(queries, state)
+        before = () if attend.window is None else (("begin", "open", True),)
+        ranges = (*before, ("open", "closed", False), ("closed", "end", True))
+        self._tiles(self.form, queries, state, ranges, "end")
         self._store(emit_result(w, state))
         grid = (f"ceil({self.length}, {f.queries})", str(heads), self.arguments.size(batch))
         note = f"{heads} heads of {attend.q.size} attend to {attend.kv or 'keys and values of their own'}"
         return self.arguments.call("attention_flash", w, Launch(grid, f.warps, f.stages), note)
+
+    def _prefix(self, queries: Queries, state: State) -> None:
+        """What all rows of the batch share, and see all of."""
+        w, f, end = self.w, self.flash, prefix_length(self.arguments, self.form)
+        w(f"whole = {end} // {f.tokens} * {f.tokens}")
+        queries = replace(queries, position=w.let(f"position * 0 + {end}", "reach"))
+        ranges = (("0", "whole", False), ("whole", end, True))
+        self._tiles(of_prefix(self.form), queries, state, ranges, end)
+
+    def _tiles(
+        self, form: Form, queries: Queries, state: State, ranges: Sequence[tuple[str, str, bool]], end: str
+    ) -> None:
+        """Tokens of ranges (first, last, masked) before `end`."""
+        w, arguments, count = self.w, self.arguments, self.flash.tokens
+        ends = (form.keys.head(w, arguments, "b", "g"), form.values.head(w, arguments, "b", "g"))
+        for first, last, masked in ranges:
+            with w.block(f"for t in tl.range({first}, {last}, {count}):"):
+                w(f"j = t + tl.arange(0, {count})")
+                w(f"here = j < {end}")
+                emit_tile(w, arguments, form, queries, state, ends, Tokens("j", "here", "t", count), masked)
 
     def _rows(self) -> None:
         """b, h and g of the program; s, mask and position [M, 1] of its rows, those that see most first."""
@@ -129,18 +152,12 @@ class _Flash:
         w(f"closed = tl.maximum({shared} // {f.tokens} * {f.tokens}, open)")
 
     def _queries(self) -> Queries:
-        w, keys, heads, prepared = self.w, self.form.keys, self.attend.q, self.flash.prepared
-        place, source = Place(self.flash.queries, "b", "h", "s", "mask"), ""
+        w, heads, prepared, source = self.w, self.attend.q, self.flash.prepared, ""
         if prepared is not None:
             shape = (*heads.view.shape[:3], heads.size)
             source = self.arguments.pointer("prepared", heads.dtype, prepared)
             heads = Heads(View(heads.view.base, shape, row_major(shape)))
-        head = emit_heads(w, self.arguments, heads, place, keys.width, source)
-        q = w.let(f"{head}.to({ELEMENTS[self.form.dtype]})", "q")
-        q_sum = ""
-        if isinstance(keys, Slots) and keys.storage.zeros:
-            q_sum = w.let(f"tl.sum({q}.to(tl.float32), 1, keep_dims=True)", "q_sum")
-        return Queries(q, q_sum, "position", "b", "h", "s", "mask")
+        return emit_queries(w, self.arguments, self.form, self.flash.queries, heads, source)
 
     def _store(self, y: str) -> None:
         w, result = self.w, self.flash.result

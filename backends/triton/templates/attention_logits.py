@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from irx.backends.regions.attention_region import Attend
+from irx.backends.regions.attention_region import Attend, Heads
 from irx.backends.regions.views import View
 from irx.backends.triton.functions import tanh
 from irx.backends.triton.templates.attention_arguments import Arguments
 from irx.backends.triton.templates.attention_places import Head, Tokens
 from irx.backends.triton.templates.attention_storage import Rows, Slots
+from irx.backends.triton.templates.rope import Place, emit_heads
 from irx.backends.triton.writer import ELEMENTS, Writer
 
 LOG2_E = math.log2(math.e)
@@ -65,6 +66,21 @@ class State:
     total: str
     sums: str
     lowest: str
+
+
+def emit_queries(
+    w: Writer, arguments: Arguments, form: Form, rows: int, heads: Heads | None = None, source: str = ""
+) -> Queries:
+    """The tile of queries of `rows`, whose b, h, s, mask and position the kernel has named so.
+
+    They are `heads`, in the parameter `source`, or else those of the attention.
+    """
+    keys = form.keys
+    head = emit_heads(w, arguments, heads or form.attend.q, Place(rows, "b", "h", "s", "mask"), keys.width, source)
+    q, q_sum = w.let(f"{head}.to({ELEMENTS[form.dtype]})", "q"), ""
+    if isinstance(keys, Slots) and keys.storage.zeros:
+        q_sum = w.let(f"tl.sum({q}.to(tl.float32), 1, keep_dims=True)", "q_sum")
+    return Queries(q, q_sum, "position", "b", "h", "s", "mask")
 
 
 def emit_start(w: Writer, form: Form, rows: int, sinks: str = "", counted: str = "") -> State:

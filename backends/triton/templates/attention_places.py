@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from irx.backends.regions.lowered import Binding, Capacity, StatePart
+from irx.backends.regions.lowered import Capacity, StatePart
 from irx.backends.triton.templates.attention_arguments import Arguments
 from irx.backends.triton.writer import Writer
 from irx.ir.graph import Value
@@ -72,27 +72,37 @@ class Paged:
 
 @dataclass(frozen=True)
 class Room:
-    """The slots of a state that has `heads`; `page` of them to a page, where they lie in pages."""
+    """The slots of a state that has `heads`; `page` of them to a page, where they lie in pages.
+
+    With a `source` they are those of another state of one row, which all rows share: "prefix_".
+    """
 
     state: Value
     heads: int
     page: int | None = None
+    source: str = ""
 
     @staticmethod
     def of(state: Value, kv: KVType) -> Room:
         """The slots of a state of a type."""
         return Room(state, kv.heads, kv.page)
 
+    def of_prefix(self) -> Room:
+        """The slots of the prefix that rows share, which is in no pages."""
+        return replace(self, source="prefix_")
+
     def head(self, w: Writer, arguments: Arguments, b: str, g: str) -> Head:
         """A head; b and g are scalars, or columns."""
-        if self.page is None:
-            capacity: Binding = Capacity(self.state)
-            size = arguments.number("capacity", capacity)
-            return Beside(w.let(f"({b} * {self.heads} + {g}).to(tl.int64) * {size}", "slot"))
-        arguments.pointer("pages", "i32", StatePart(self.state, "pages"))
-        columns = arguments.number("columns", Capacity(self.state, "columns"))
-        return Paged(w.let(f"{b} * {columns}", "row"), g, self.heads, self.page)
+        if self.page is not None:
+            arguments.pointer("pages", "i32", StatePart(self.state, "pages"))
+            columns = arguments.number("columns", Capacity(self.state, "columns"))
+            return Paged(w.let(f"{b} * {columns}", "row"), g, self.heads, self.page)
+        capacity = f"{self.source}capacity"
+        size = arguments.number(capacity, Capacity(self.state, capacity))
+        number = g if self.source else f"({b} * {self.heads} + {g})"
+        return Beside(w.let(f"{number}.to(tl.int64) * {size}", "slot"))
 
     def pointer(self, arguments: Arguments, name: str, dtype: str) -> str:
         """An array of the state."""
+        name = f"{self.source}{name}"
         return arguments.pointer(f"{name}_slots", dtype, StatePart(self.state, name))

@@ -13,7 +13,7 @@ from irx.backends.triton.resources import read_usage
 from irx.backends.triton.rules.attention import rule
 from irx.ir.graph import Graph
 from irx.target import find_device
-from tests.backends.triton.attention_runs import run_chunks, run_plain, small_choices
+from tests.backends.triton.attention_runs import run_behind_prefix, run_chunks, run_plain, small_choices
 from tests.backends.triton.lowered_run import choices
 from tests.backends.tvm.attention_bodies import decoder, error, graph_of
 
@@ -77,14 +77,41 @@ def test_a_decode_step_is_one_kernel() -> None:
     assert error(run_chunks(body, [[[i]] for i in range(2)])) < F32
 
 
+# Behind a prefix: two rows and a padded place, a step of both, of one, and more than the kernel of a step takes.
+OWN = [[[50, 51], [50, -1]], [[52], [51]], [[53], [-1]], [[*range(54, 60)], [*range(52, 58)]]]
+
+
+@pytest.mark.parametrize(
+    ("how", "length", "chunks", "tolerance"),
+    [
+        ({"heads": 4, "groups": 2, "rotated": 8, "extra": "sinks"}, 50, OWN, F32),
+        ({"heads": 3, "dim": 24, "v_dim": 17, "how": "scale=0.25, softcap=2.0"}, 50, OWN, F32),
+        ({"heads": 14, "dtype": "bf16", "dim": 16, "v_dim": 18}, 17, [[[17, 18], [17, 18], [17, -1]]], BF16),
+        ({"storage": "f32, code=token4", "dim": 32, "rotated": 16}, 50, OWN, F32),
+        ({"storage": "i8", "layout": "blocked", "dim": 18}, 50, OWN[:2], 0.02),
+    ],
+    ids=["sinks", "odd", "many_queries", "token4", "blocked_i8"],
+)
+def test_a_prefix_that_rows_share(how: dict[str, Any], length: int, chunks: Any, tolerance: float) -> None:
+    storage = f"{how.get('storage', how.get('dtype', 'f32'))}, prefix=shared"
+    body = decoder(**{"heads": 2, "groups": 1, "layout": "dense", **how, "storage": storage})
+    assert error(run_behind_prefix(body, length, chunks)) < tolerance
+
+
+def test_rows_without_a_prefix() -> None:
+    body = decoder(2, 1, layout="dense", storage="f32, prefix=shared")
+    assert error(run_chunks(body, ONE)) < F32
+
+
 SMALL: dict[str, Any] = {"heads": 9, "groups": 3, "dim": 64, "rotated": 32, "dtype": "bf16", "layout": "dense"}
 
 
 @pytest.mark.parametrize(("device", "length"), [("a100-80gb", "1"), ("h100-sxm", "S")], ids=["sm_80", "sm_90"])
 def test_default_schedules_compile_without_spills(device: str, length: str) -> None:
-    """A decode step of a small model, and its prompts; over pages the step alone."""
+    """A decode step of a small model, and its prompts; over pages, and behind a prefix, the step alone."""
     found = find_device(device)
-    bodies = [decoder(**SMALL, length=length), decoder(**SMALL, length="1", storage="bf16, page=64")]
+    more = ("page=64", "prefix=shared")
+    bodies = [decoder(**SMALL, length=length), *(decoder(**SMALL, length="1", storage=f"bf16, {x}") for x in more)]
     kernels = [kernel for body in bodies for kernel in lowered_for(body, device).kernels]
     for symbol, binary in compile_kernels(kernels, found).items():
         usage = read_usage(binary.data, symbol, found, shared=binary.shared, warps=binary.warps)
@@ -176,6 +203,7 @@ def test_heads_of_projections_for_an_encoder() -> None:
         ("kv<heads=4, dim=16, dense, f8e4m3>", "stored as"),
         ("kv<heads=4, value_heads=2, dim=16, dense, f32>", "numbers of"),
         ("kv<heads=4, dim=16, blocked, f32, page=48>", "pages of 48"),
+        ("kv<heads=4, dim=16, dense, f32, prefix=shared, page=16>", "pages behind a prefix"),
     ],
 )
 def test_what_is_refused(kv: str, reason: str) -> None:

@@ -27,15 +27,16 @@ MAKES: dict[str, Callable[[], Lowered | None]] = {
     "choosing": lambda: linear.rule(head("bf16", 2000, 64, 64, "bf16")[1], choices()),
     "attention-step": lambda: attention.rule(decoder(), choices()),
     "attention-step-pages": lambda: attention.rule(decoder(layout="dense", storage="f32, page=64"), choices()),
+    "attention-step-prefix": lambda: attention.rule(decoder(layout="dense", storage="f32, prefix=shared"), choices()),
     "region": lambda: built(add_norm, 576, regions.rule, choices())[1],
 }
 
 
 def source(name: str) -> str:
-    """The first kernel of few rows, or the last of any number of them."""
+    """The last kernel of few rows, or of any number of them; of a step behind a prefix the one that reads that."""
     lowered = MAKES[name]()
     assert lowered is not None
-    kernel = lowered.cases[-1 if "many" in name else 0].calls[-1].kernel
+    kernel = lowered.cases[-1 if "many" in name else 0].calls[0 if "prefix" in name else -1].kernel
     assert isinstance(kernel, Kernel)
     return kernel.source
 
