@@ -30,7 +30,7 @@ from irx.ir.opdef import Array
 from irx.ir.printer import print_program
 from irx.ir.program import Program
 from irx.ir.types import TensorType, is_float, is_packed
-from irx.ledger import Ledger
+from irx.ledger import Ledger, merged
 from irx.passes import passes
 from irx.passes.depth.policies.similarity import least_important
 from irx.pipeline.backend import Backend, Latency
@@ -463,7 +463,8 @@ def _account(ledger: Ledger, kernels: Mapping[str, GraphKernel]) -> None:
     first = 1 + max((row.step for row in ledger.rows), default=-1)
     for kernel in kernels.values():
         ledger.summary.fallbacks |= kernel.fallbacks
-        ledger.rows += [replace(row, step=first + row.step) for row in kernel.report()]
+    rows = merged(row for kernel in kernels.values() for row in kernel.report())
+    ledger.rows += [replace(row, step=first + row.step) for row in rows]
 
 
 def _dtype(program: Program) -> str:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from irx.errors import DamagedFile
@@ -259,6 +259,26 @@ def _row(data: Mapping[str, Any]) -> Row:
 def _counts(counts: Mapping[str, int]) -> str:
     """The most frequent first."""
     return ", ".join(f"{name} {count}" for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def merged(rows: Iterable[Row]) -> list[Row]:
+    """Rows that say the same of several graphs as one row each, in the order of the first."""
+    found: list[Row] = []
+    for row in rows:
+        place = next((i for i, other in enumerate(found) if _alike(row, other)), None)
+        if place is None:
+            found.append(row)
+            continue
+        first = found[place]
+        graphs = tuple(dict.fromkeys((*first.graphs, *row.graphs)))
+        places = tuple(dict.fromkeys((*first.places, *row.places)))
+        found[place] = replace(first, graphs=graphs, places=places, matches=first.matches + row.matches)
+    return found
+
+
+def _alike(row: Row, other: Row) -> bool:
+    """True for rows that differ in where their sites are only."""
+    return replace(row, graphs=(), places=(), matches=0) == replace(other, graphs=(), places=(), matches=0)
 
 
 def _number(value: float | None) -> str:

@@ -32,6 +32,8 @@ class Constants:
 
     def bind(self, store: WeightStore) -> None:
         """Take the weights from `store`."""
+        self._packed.clear()
+        self._values.clear()
         for step in self._steps.steps:
             if step.lowered is None:
                 self.torch[step] = TorchPlan(expanded(alone(step.site)[0]), store.device)
@@ -62,11 +64,13 @@ class Constants:
             for call in case.calls:
                 for binding in call.bindings.values():
                     if isinstance(binding, PackedPart):
-                        names = tuple(step.site.actual(value).name for value in binding.weights)
-                        self._packed[binding.layout, names] = packed_weights(binding.layout, names, store)
+                        key = binding.layout, tuple(step.site.actual(value).name for value in binding.weights)
+                        self._packed[key] = self._packed.get(key) or packed_weights(*key, store)
                     elif isinstance(binding, Data):
                         actual = step.site.actual(binding.value)
-                        if isinstance(actual, Weight) or actual in self._steps.constants:
+                        if actual not in self._values and (
+                            isinstance(actual, Weight) or actual in self._steps.constants
+                        ):
                             self._values[actual] = self._value(actual, store)
 
     def _value(self, value: Value, store: WeightStore) -> Tensor:

@@ -64,7 +64,8 @@ class Worker:
 
 def compile_all(kernels: Sequence[Kernel], mcpu: str) -> list[bytes | str]:
     """Objects in order, compiled by as many processes as pay; for a kernel that fails the reason."""
-    count = max(1, min(os.cpu_count() or 1, len(kernels) // KERNELS_PER_WORKER))
+    waiting = sum(worker.owner == os.getpid() and worker.is_running for worker in _idle)
+    count = max(1, min(os.cpu_count() or 1, len(kernels), max(waiting, len(kernels) // KERNELS_PER_WORKER)))
     order = sorted(range(len(kernels)), key=lambda i: -len(kernels[i].source))  # the longest first: none is waited for
     with ThreadPoolExecutor(count) as pool:
         made = dict(zip(order, pool.map(_compiler(mcpu), [kernels[i] for i in order]), strict=True))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from irx.errors import DamagedFile
-from irx.ledger import DASH, KEPT, REFUSED, Ledger, Miss, Row, Summary
+from irx.ledger import DASH, KEPT, REFUSED, Ledger, Miss, Row, Summary, merged
 
 MISSES = (Miss("forward", "layers.0", "mean: over axes (1,)"),) * 3
 LEDGER = Ledger(
@@ -57,3 +58,13 @@ def test_markdown_is_a_table() -> None:
 
 def test_refused_rows_are_found() -> None:
     assert [row.name for row in LEDGER.refused()] == ["fuse-norm"]
+
+
+def test_rows_that_say_the_same_of_several_graphs_are_one() -> None:
+    def row(what: str, graph: str, matches: int, place: str, **facts: Any) -> Row:
+        return Row(0, "choose-kernels", "lower", "rounding", KEPT, what, (graph,), matches, (place,), **facts)
+
+    shared = [row("linear", "decode", 2, "a"), row("linear", "decode_top", 3, "b")]
+    other = [row("topk", "decode_top", 1, "a"), row("linear", "prefill", 2, "a", error=0.5)]
+    both = Row(0, "choose-kernels", "lower", "rounding", KEPT, "linear", ("decode", "decode_top"), 5, ("a", "b"))
+    assert merged([shared[0], other[0], shared[1], other[1]]) == [both, *other]
