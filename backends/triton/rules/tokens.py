@@ -1,4 +1,4 @@
-"""Ops that choose tokens, look at attention for it, or round tokens: each a region of its own."""
+"""Ops that choose tokens, look at attention for it, merge or round tokens: each a region of its own."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from irx.backends.regions.lowered import Call, Choices, Lowered, lone, single
 from irx.backends.triton.templates.attention_statistics import lse_calls, stats_calls
+from irx.backends.triton.templates.match_tokens import match_calls
+from irx.backends.triton.templates.merge_tokens import merge_calls
 from irx.backends.triton.templates.round_tokens import round_calls
 from irx.backends.triton.templates.select_tokens import pool_calls, scatter_calls, topk_calls
 from irx.backends.triton.writer import ELEMENTS
@@ -14,6 +16,8 @@ from irx.ir.graph import Graph, Node
 TEMPLATES: dict[str, Callable[[Node], tuple[Call, ...]]] = {
     "attention_lse": lse_calls,
     "attention_stats": stats_calls,
+    "match_tokens": match_calls,
+    "merge_tokens": merge_calls,
     "pool_scores": pool_calls,
     "topk_tokens": topk_calls,
     "scatter_tokens": scatter_calls,

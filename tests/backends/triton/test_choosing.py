@@ -11,7 +11,9 @@ import torch
 from irx.backends.regions.linear_region import parse
 from irx.backends.regions.lowered import Call, Data, Lowered, Refusal, Temporary
 from irx.backends.triton import interpret
+from irx.backends.triton.compiling import compile_kernels
 from irx.backends.triton.kernel import Kernel
+from irx.backends.triton.resources import read_usage
 from irx.backends.triton.rules.linear import rule
 from irx.backends.triton.templates import choosing
 from irx.backends.triton.templates.choosing import LOGITS, choose_calls
@@ -19,6 +21,7 @@ from irx.ir.dims import evaluate
 from irx.ir.graph import Graph
 from irx.ir.types import numpy_dtype
 from irx.ops.numerics import top_indices
+from irx.target import find_device
 from tests.backends.triton.linear_bodies import array, chosen
 from tests.backends.triton.lowered_run import choices, run_lowered
 from tests.backends.tvm.test_choosing import head
@@ -104,3 +107,13 @@ def _buffer(buffers: dict[str, torch.Tensor], name: str, call: Call) -> torch.Te
 def test_more_than_a_list_holds_is_left_to_others() -> None:
     with pytest.raises(Refusal, match="topk of 200 elements"):
         rule(head("f32", 300, 8, 200)[1], choices())
+
+
+def test_the_kernels_of_a_large_vocabulary_compile_without_spills() -> None:
+    found = find_device("a100-80gb")
+    region = parse(head("bf16", 49152, 8, 64, "bf16")[1], chooses=True)
+    assert region is not None and region.best is not None
+    kernels = [call.kernel for call in choose_calls(region.best, region.rows, 49152)]
+    for symbol, binary in compile_kernels(kernels, found).items():  # type: ignore[arg-type]
+        usage = read_usage(binary.data, symbol, found, shared=binary.shared, warps=binary.warps)
+        assert usage.spills == 0 and usage.refusal(found) is None, f"{symbol}: {usage.describe(found)}"

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 
+import irx
 from irx.analysis.reference import evaluate
 from irx.backends.triton.rules.tokens import TEMPLATES, rule
+from irx.backends.triton.templates import match_tokens, merge_tokens
 from irx.ir.graph import Graph
 from irx.ir.types import TensorType
 from irx.ir.weights import Weights
 from tests.backends.triton.lowered_run import choices, run_lowered
 from tests.ops.cases import Case, all_cases
+from tests.passes.small_models import WORDS, encoder
 
 CASES = [(case, dtype) for case in all_cases() if case.op in TEMPLATES for dtype in case.dtypes]
 LIMITS = {"f32": 1e-5, "bf16": 1e-2, "f16": 1e-3}
@@ -40,3 +46,44 @@ def test_a_kernel_computes_what_the_reference_says(case: Case, dtype: str) -> No
 
 def test_every_op_has_a_case() -> None:
     assert {case.op for case, _ in CASES} == TEMPLATES.keys()
+
+
+def test_tokens_of_several_tiles_are_matched_and_merged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sequences longer than the tiles of every kernel, with padding at the end of one row."""
+    monkeypatch.setattr(match_tokens, "TILE", 32)
+    monkeypatch.setattr(merge_tokens, "PAIRS", 8)
+    monkeypatch.setattr(merge_tokens, "CHANNELS", 8)
+    batch, length, count = 2, 75, 17
+    random = np.random.default_rng(5)
+    keys = random.standard_normal((batch, 2, length, 5)).astype(np.float32)
+    sizes = random.integers(1, 4, (batch, length)).astype(np.float32)
+    sizes[1, 70:] = 0
+    received = random.random((batch, length)).astype(np.float32)
+    matched = run("match_tokens", [keys, sizes, received], {"count": count, "alpha": 0.3, "first": 2})
+    x = random.standard_normal((1, length, 13)).astype(np.float32)
+    run("merge_tokens", [x, sizes[1:], *(pairs[1:] for pairs in matched[:2])], {})
+
+
+def run(op: str, arrays: list[np.ndarray], attrs: dict[str, Any]) -> list[np.ndarray]:
+    """The results of an op by kernels; they must be those of the oracle."""
+    graph = Graph("tokens")
+    types = [TensorType(array.shape, "f32" if array.dtype == np.float32 else "i64") for array in arrays]
+    node = graph.add(op, [graph.add_input(f"x{i}", kind) for i, kind in enumerate(types)], attrs)
+    graph.set_outputs({f"y{i}": value for i, value in enumerate(node.outputs)})
+    given = {f"x{i}": array for i, array in enumerate(arrays)}
+    lowered = rule(graph, choices())
+    assert lowered is not None
+    found = list(run_lowered(lowered, graph, given).values())
+    for made, wanted in zip(found, evaluate(graph, given, {}, Weights()), strict=True):
+        np.testing.assert_allclose(np.asarray(made, np.float64), wanted, rtol=1e-5, atol=1e-5)
+    return found
+
+
+def test_merging_in_an_encoder_leaves_nothing_to_torch() -> None:
+    text = "merge-tokens{per_layer=2, alpha=0.5}"
+    fast = irx.compile(encoder(1), target="triton:cpu", pipeline=f"default | {text}")
+    assert fast.ledger().summary.fallbacks == {}
+    exact = irx.compile(encoder(1), target="torch:cpu", pipeline=text)
+    ids, mask = torch.randint(0, WORDS, (2, 9)), torch.ones(2, 9, dtype=torch.bool)
+    mask[1, 7:] = False
+    torch.testing.assert_close(fast(ids, mask), exact(ids, mask), rtol=0, atol=5e-5)
