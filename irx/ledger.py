@@ -101,6 +101,7 @@ class Point:
 class Summary:
     """Facts about the whole compilation.
 
+    `plan` is the pipeline without the lossy passes that were dropped or refused, as another target may be given it.
     `operations` counts the nodes by op, `calls` those left to torch by target; `fallbacks` says why a node is not run
     by the chosen backend. `error` compares the final `forward` with the captured one, on the oracle; `quality` does
     so on held-out data, behind the last lossy pass that was kept.
@@ -109,6 +110,7 @@ class Summary:
     backend: str = ""
     device: str = ""
     pipeline: str = ""
+    plan: str = ""
     dtype: str = ""
     operations: dict[str, int] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)

@@ -4,6 +4,9 @@ MODEL is a GGUF file, a Hugging Face folder, or a program in IRX's text form tha
 With --report nothing is kept: it shows what each kernel takes of the target, which need not be this machine. A text's
 weights are then random, and MODEL may also be a shape that the bench ships: smollm2-135m, llama-1b.
 
+With --plan the passes are those of another compilation, less the ones that its budget dropped: what was found on one
+device is compiled for another. Passes that look at data need them again, and what they cost is measured again.
+
 With --data and --budget, passes that change numbers may run as well, as far as the budget says on the half of the data
 that nothing is fitted to. Where the pipeline names none, the fastest ones inside the budget are searched for. What was
 measured is kept: a search that was stopped goes on where it was. The ledger shows what each has cost and gained, and
@@ -18,6 +21,8 @@ examples:
   irx compile model.gguf -p "default | fold-constants" --strict
   irx compile model.gguf --json
   irx compile llama-1b --target a100 --report
+  irx compile model.gguf --data texts.txt --budget kl=0.05 --json > plan.json
+  irx compile model.gguf --data texts.txt --plan plan.json --target a100 --report
 """
 
 from __future__ import annotations
@@ -29,7 +34,8 @@ from typing import TYPE_CHECKING, Any
 from irx.cli._data import budget, minutes, texts
 from irx.cli._kernels import print_report
 from irx.cli._output import add_json, progress, say, searching, write_text
-from irx.errors import CannotWrite
+from irx.cli._programs import read_plan
+from irx.errors import BudgetError, CannotWrite
 
 if TYPE_CHECKING:
     from irx.ledger import Ledger
@@ -41,7 +47,9 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument("model", help="a GGUF file, a Hugging Face folder, or a .irx program")
     parser.add_argument("-o", "--output", help="folder to save the artifact in; nothing is saved without it")
     parser.add_argument("--target", default="host", help="device or backend:device (default: this machine)")
-    parser.add_argument("-p", "--pipeline", default="default", help="a preset or pipeline text (default: default)")
+    pipeline = parser.add_mutually_exclusive_group()
+    pipeline.add_argument("-p", "--pipeline", default="default", help="a preset or pipeline text (default: default)")
+    pipeline.add_argument("--plan", metavar="FILE", help="passes kept elsewhere: an artifact, or a ledger in JSON")
     parser.add_argument("--max-length", type=int, help="longest sequence; the model's own by default")
     parser.add_argument("--max-batch", type=int, default=16, help="most rows of a batch (default 16)")
     parser.add_argument("--dtype", help="compute in this dtype, f32 or bf16; the model's own by default")
@@ -63,8 +71,10 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Compile, print, save."""
+    if arguments.plan:
+        arguments.pipeline = read_plan(arguments.plan)
     if arguments.report:
-        print_report(arguments.model, arguments.target, arguments.pipeline, as_json=arguments.json)
+        _report(arguments)
         return
     if arguments.output:
         _require_place(Path(arguments.output))
@@ -79,6 +89,16 @@ def run(arguments: Namespace) -> None:
         fast.save(arguments.output)
         if not arguments.json:
             print(f"\nSaved in {arguments.output}.")
+
+
+def _report(arguments: Namespace) -> None:
+    if arguments.budget and not arguments.data:
+        raise BudgetError("a budget is measured on data, and there are none", fix="name texts with --data")
+    limits = budget(arguments.budget) if arguments.budget else None
+    data = texts(arguments.data) if arguments.data else None
+    print_report(
+        arguments.model, arguments.target, arguments.pipeline, as_json=arguments.json, data=data, budget=limits
+    )
 
 
 def _show_front(arguments: Namespace, ledger: Ledger) -> None:

@@ -21,12 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from irx.cli._output import add_json, print_json
-from irx.cli._programs import LEDGER, read_program
+from irx.cli._programs import JSON, read_ledger, read_program
 
 if TYPE_CHECKING:
     from irx.ledger import Ledger, Row
-
-JSON = ".json"
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -59,7 +57,7 @@ def _program_lines(alone: bool, found: str | None, changes: list[str]) -> list[s
 
 def _changes(first: str, second: str) -> list[str]:
     """What the ledgers say differently; nothing where a side has none."""
-    left, right = _ledger(first), _ledger(second)
+    left, right = read_ledger(first), read_ledger(second)
     if left is None or right is None:
         return []
     before, after = _by_pass(left), _by_pass(right)
@@ -114,10 +112,3 @@ def _gain(row: Row) -> str:
 def _figure(ledger: Ledger, name: str) -> str:
     value = ledger.summary.quality.get(name)
     return "not measured" if value is None else f"{value:.4g}"
-
-
-def _ledger(name: str) -> Ledger | None:
-    from irx.ledger import Ledger
-
-    path = Path(name) if Path(name).suffix == JSON else Path(name) / LEDGER
-    return Ledger.from_json(path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 
 from irx.errors import IRXError, PassRefused
 from irx.ir.program import Program
-from irx.ledger import Ledger, Row
+from irx.ledger import DROPPED, REFUSED, Ledger, Row
 from irx.pipeline.base import Context, Effect, Pass, Report
 from irx.pipeline.instruments.base import Dropped, Instrument, Kept, Verdict
+from irx.pipeline.options import spell
 from irx.pipeline.oracle import reading
 from irx.pipeline.rows import calls, kept_rows, operations, refused_row, taken_back_row
 
@@ -48,7 +49,16 @@ def run(
     ledger.summary.operations, ledger.summary.calls = operations(result), calls(result)
     for instrument in instruments:
         instrument.end(passes, ledger)
+    ledger.summary.plan = _plan(passes, ledger)
     return result, ledger
+
+
+def _plan(passes: Sequence[Pass], ledger: Ledger) -> str:
+    """The passes in text without the lossy ones that were not kept; what was no gain here may be one elsewhere."""
+    left_out = {row.step for row in ledger.rows if row.decision in (DROPPED, REFUSED)}
+    return " | ".join(
+        spell(one) for step, one in enumerate(passes) if one.effect is not Effect.LOSSY or step not in left_out
+    )
 
 
 @dataclass

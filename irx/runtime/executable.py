@@ -178,6 +178,11 @@ class Executable:
         return self._compiled.pipeline
 
     @property
+    def plan(self) -> str:
+        """The pipeline without the lossy passes that were dropped: compile for another target with it."""
+        return self._compiled.ledger.summary.plan
+
+    @property
     def graphs(self) -> Mapping[str, GraphKernel]:
         """The kernels by graph: `forward`, and `prefill`, `decode` and `encode` where there is a cache."""
         return self._compiled.kernels

@@ -61,3 +61,22 @@ def test_a_text_whose_weights_have_no_values(tmp_path: Path, capsys: pytest.Capt
     path.write_text(NORM)
     assert main(["compile", str(path), "--target", "torch"]) == 2
     assert "weight $w has no array" in capsys.readouterr().err
+
+
+def test_a_plan_is_what_was_kept_and_goes_to_another_target(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "texts.txt").write_text("the quick brown fox jumps over the lazy dog. " * 20)
+    words = ["compile", str(model_folder), "--data", str(tmp_path / "texts.txt"), "--target", "torch", "--json"]
+    passes = "none | cse | quantize-weights{bits=8, skip=none}"
+    assert main([*words, "-p", passes]) == 0
+    summary = json.loads(capsys.readouterr().out)["summary"]
+    assert summary["plan"] == summary["pipeline"]
+    assert main([*words, "-p", passes, "--budget", "kl=1e-9"]) == 0
+    (tmp_path / "plan.json").write_text(capsys.readouterr().out)
+    assert main([*words, "--plan", str(tmp_path / "plan.json")]) == 0
+    ledger = json.loads(capsys.readouterr().out)
+    assert "cse" in {row["name"] for row in ledger["rows"]}
+    assert not [row for row in ledger["rows"] if row["effect"] == "lossy"]
+    assert main([*words, "--plan", str(tmp_path / "texts.txt")]) == 2
+    assert "holds no plan" in capsys.readouterr().err
