@@ -18,7 +18,7 @@ from irx.backends.triton.writer import Writer, loaded
 from irx.ir.dims import Dim
 from irx.ir.graph import Node, Value
 
-TILE = 128  # tokens of a program that are counted, and tokens they are compared with at once
+TILE = 32  # tokens of a program that are counted, and tokens they are compared with at once
 ODD, EVEN, CHANNELS = 16, 32, 32  # of a tile of the product
 WIDEST = 1 << 14  # elements of a key over all heads
 _TINY = 1e-12

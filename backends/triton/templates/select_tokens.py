@@ -13,7 +13,7 @@ from irx.backends.triton.writer import loaded, narrowed
 from irx.ir.dims import product
 from irx.ir.graph import Node
 
-TILE = 128  # tokens of a program, and tokens they are compared with at once
+TILE = 32  # tokens of a program, and tokens they are compared with at once: pairs of them lie in registers
 
 
 def pool_calls(node: Node) -> tuple[Call, ...]:

@@ -111,7 +111,7 @@ def test_more_than_a_list_holds_is_left_to_others() -> None:
 
 def test_the_kernels_of_a_large_vocabulary_compile_without_spills() -> None:
     found = find_device("a100-80gb")
-    region = parse(head("bf16", 49152, 8, 64, "bf16")[1], chooses=True)
+    region = parse(head("bf16", 49152, 8, 16, "bf16")[1], chooses=True)
     assert region is not None and region.best is not None
     kernels = [call.kernel for call in choose_calls(region.best, region.rows, 49152)]
     for symbol, binary in compile_kernels(kernels, found).items():  # type: ignore[arg-type]
