@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import irx.ops  # noqa: F401  declares the ops that a text names
 from irx.backends.regions.asked import Chooser
@@ -21,7 +21,7 @@ from irx.backends.regions.slots import Placed
 from irx.backends.regions.steps import Lowering, Steps
 from irx.backends.triton import manifest
 from irx.backends.triton.chains import ChainedLowering
-from irx.backends.triton.compiling import Binary, compile_kernels, missing, triton_version, try_kernels
+from irx.backends.triton.compiling import Binary, missing, triton_version, try_kernels
 from irx.backends.triton.driver import open_driver
 from irx.backends.triton.executors import Absent, Executor, Gpu, Interpreter
 from irx.backends.triton.kernel import Kernel, launch_grid
@@ -46,6 +46,13 @@ STAND_IN = "a100"  # the GPU for which kernels are made that the interpreter run
 REPLACING = ("kv_evict", "kv_gather")
 
 logger = logging.getLogger(__name__)
+
+
+class Lowers(Protocol):
+    """Makes the steps of graphs."""
+
+    def steps(self, graph: Graph) -> Steps:
+        """All steps of a graph."""
 
 
 class TritonBackend:
@@ -76,7 +83,7 @@ class TritonBackend:
         torch, which the ledger tells; with IRX_DEBUG it is an error.
         """
         text = print_program(excerpt(program, graph)).encode()
-        return {GRAPH: text, **_kernel_files(Placed.of(graph).graph, device)}
+        return {GRAPH: text, **self._kernel_files(Placed.of(graph).graph, device)}
 
     def latency(self, program: Program, graph: Graph, device: Device) -> Latency | str:
         """Nothing is measured while compiling for a GPU."""
@@ -90,9 +97,9 @@ class TritonBackend:
         """
         placed = Placed.of(_graph(blobs))
         made = json.loads(blobs[CHOICES])
-        steps = lowering(device, made["refused"], Recorded(made["schedules"])).steps(placed.graph)
+        steps = self.lowering(device, made["refused"], Recorded(made["schedules"])).steps(placed.graph)
         binaries = manifest.read_all(kernels_of(steps), blobs, device) if device.is_gpu else {}
-        return Plan(placed, steps, _executor(steps, binaries, device), device, _usages(binaries, device))
+        return Plan(placed, steps, self._executor(steps, binaries, device), device, _usages(binaries, device))
 
     def restore(self, blobs: Mapping[str, bytes], device: Device) -> Plan:
         """The plan, to be called here. On a GPU of another architecture its kernels are built again, which is said.
@@ -106,7 +113,67 @@ class TritonBackend:
         if not isinstance(error, OtherArchitecture) or here is None or self.missing(here) is not None:
             raise error
         logger.warning("%s: those of @%s are built again for %s", error.what, plan.name, here.name)
-        return self.load({GRAPH: blobs[GRAPH], **_kernel_files(plan.graph, here)}, here)
+        return self.load({GRAPH: blobs[GRAPH], **self._kernel_files(plan.graph, here)}, here)
+
+    def lowering(self, device: Device, refused: Mapping[str, str], schedule: Chooser = default_schedule) -> Lowers:
+        """What makes the steps of a graph for a device, without the kernels that are refused."""
+        choices = Choices(find_device(STAND_IN) if not device.is_gpu else device, schedule)
+        return ChainedLowering(Lowering(RULES, choices, refused), choices, refused)
+
+    def compiled(self, kernels: Iterable[Kernel], device: Device) -> tuple[dict[str, Binary], dict[str, str]]:
+        """The binaries by symbol, and why there is none."""
+        return try_kernels(kernels, device)
+
+    def replaces(self, kernel: Kernel) -> bool:
+        """True where another kernel is meant to take the place of one that cannot be made."""
+        return False
+
+    def _kernel_files(self, graph: Graph, device: Device) -> dict[str, bytes]:
+        """All files of a graph's kernels, and which were refused."""
+        refused: dict[str, str] = {}
+        book = Book(device, tasks_for(device)) if device.is_gpu else None
+        while True:
+            kernels = kernels_of(self.lowering(device, refused, book or default_schedule).steps(graph))
+            binaries, failures = self._binaries(kernels, device)
+            if not failures:
+                break
+            lost = [symbol for symbol in failures if not self.replaces(kernels[symbol])]
+            if lost and os.environ.get("IRX_DEBUG", "0") not in ("", "0"):
+                raise KernelFailed("; ".join(f"{symbol}: {failures[symbol]}" for symbol in lost))
+            refused |= failures
+        chosen = {"schedules": book.used, "origins": book.origins} if book else {"schedules": {}, "origins": {}}
+        files = {CHOICES: json.dumps({"refused": refused, "triton": triton_version(), **chosen}).encode()}
+        for symbol, kernel in kernels.items():
+            files[f"{symbol}.py"] = kernel.source.encode()
+            files |= manifest.written(kernel, binaries[symbol], device) if symbol in binaries else {}
+        return files
+
+    def _binaries(self, kernels: Mapping[str, Kernel], device: Device) -> tuple[dict[str, Binary], dict[str, str]]:
+        """Binaries, and why there is none: it does not compile, or never fits the device."""
+        if not device.is_gpu:
+            return {}, {}
+        made, failures = self.compiled(kernels.values(), device)
+        for symbol, usage in _usages(made, device).items():
+            if (reason := usage.refusal(device)) is not None:
+                failures[symbol] = f"it takes {reason}"
+            elif kernels[symbol].waits and (reason := _crowded(kernels[symbol], usage, device)) is not None:
+                failures[symbol] = reason
+        return made, failures
+
+    def _executor(self, steps: Steps, binaries: Mapping[str, Binary], device: Device) -> Executor:
+        """What runs the kernels here. On a machine without a GPU nothing does, and a call says so."""
+        if not device.is_gpu:
+            return Interpreter()
+        kernels = kernels_of(steps)
+        try:
+            open_driver().require(device)
+        except MissingFeature as error:
+            return Absent(error)
+        absent = [kernel for symbol, kernel in kernels.items() if symbol not in binaries]
+        made, failures = self.compiled(absent, device) if absent else ({}, {})
+        for symbol, reason in failures.items():
+            raise KernelFailed(f"the kernel {symbol} does not compile for {device.name}: {reason}")
+        return Gpu(kernels, {**binaries, **made}, device)
 
 
 BACKEND = TritonBackend()
@@ -120,50 +187,10 @@ def _graph(blobs: Mapping[str, bytes]) -> Graph:
     return graph
 
 
-def _kernel_files(graph: Graph, device: Device) -> dict[str, bytes]:
-    """All files of a graph's kernels, and which were refused."""
-    refused: dict[str, str] = {}
-    book = Book(device, tasks_for(device)) if device.is_gpu else None
-    while True:
-        kernels = kernels_of(lowering(device, refused, book or default_schedule).steps(graph))
-        binaries, failures = _compiled(kernels, device)
-        if not failures:
-            break
-        if os.environ.get("IRX_DEBUG", "0") not in ("", "0"):
-            raise KernelFailed("; ".join(f"{symbol}: {reason}" for symbol, reason in failures.items()))
-        refused |= failures
-    chosen = {"schedules": book.used, "origins": book.origins} if book else {"schedules": {}, "origins": {}}
-    files = {CHOICES: json.dumps({"refused": refused, "triton": triton_version(), **chosen}).encode()}
-    for symbol, kernel in kernels.items():
-        files[f"{symbol}.py"] = kernel.source.encode()
-        files |= manifest.written(kernel, binaries[symbol], device) if symbol in binaries else {}
-    return files
-
-
-def lowering(device: Device, refused: Mapping[str, str], schedule: Chooser = default_schedule) -> ChainedLowering:
-    """What makes the steps of a graph for a device."""
-    gpu = find_device(STAND_IN) if not device.is_gpu else device
-    choices = Choices(gpu, schedule)
-    return ChainedLowering(Lowering(RULES, choices, refused), choices, refused)
-
-
 def kernels_of(steps: Steps) -> dict[str, Kernel]:
     """All kernels by symbol."""
     found = {k.symbol: k for step in steps.steps if step.lowered is not None for k in step.lowered.kernels}
     return cast("dict[str, Kernel]", found)
-
-
-def _compiled(kernels: Mapping[str, Kernel], device: Device) -> tuple[dict[str, Binary], dict[str, str]]:
-    """Binaries, and why there is none: it does not compile, or never fits the device."""
-    if not device.is_gpu:
-        return {}, {}
-    made, failures = try_kernels(kernels.values(), device)
-    for symbol, usage in _usages(made, device).items():
-        if (reason := usage.refusal(device)) is not None:
-            failures[symbol] = f"it takes {reason}"
-        elif kernels[symbol].waits and (reason := _crowded(kernels[symbol], usage, device)) is not None:
-            failures[symbol] = reason
-    return made, failures
 
 
 def _crowded(kernel: Kernel, usage: Usage, device: Device) -> str | None:
@@ -178,16 +205,3 @@ def _usages(binaries: Mapping[str, Binary], device: Device) -> dict[str, Usage]:
         symbol: read_usage(binary.data, symbol, device, shared=binary.shared, warps=binary.warps)
         for symbol, binary in binaries.items()
     }
-
-
-def _executor(steps: Steps, binaries: Mapping[str, Binary], device: Device) -> Executor:
-    """What runs the kernels here. On a machine without a GPU nothing does, and a call says so."""
-    if not device.is_gpu:
-        return Interpreter()
-    kernels = kernels_of(steps)
-    try:
-        open_driver().require(device)
-    except MissingFeature as error:
-        return Absent(error)
-    absent = [kernel for symbol, kernel in kernels.items() if symbol not in binaries]
-    return Gpu(kernels, {**binaries, **(compile_kernels(absent, device) if absent else {})}, device)

@@ -30,11 +30,16 @@ _memory: dict[tuple[str, str], Binary] = {}  # of this process, by architecture 
 
 @dataclass(frozen=True)
 class Binary:
-    """A compiled kernel, and what a launch of it must say: bytes of dynamic shared memory, warps of a block."""
+    """A compiled kernel, and what a launch of it must say: bytes of dynamic shared memory, warps of a block.
+
+    Where the compiler chose the grid, it is here, written as `Kernel.grid` is; so is the `text` that it went through.
+    """
 
     data: bytes
     shared: int
     warps: int
+    grid: tuple[str, ...] = ()
+    text: bytes = b""
 
 
 def missing() -> str | None:

@@ -91,6 +91,7 @@ class Gpu:
         self.device = PLACE
         self.absent: IRXError | None = None
         self._functions: dict[str, Function] = {}
+        self._grids = {symbol: made.grid for symbol, made in binaries.items() if made.grid}
         for symbol, kernel in kernels.items():
             made = binaries[symbol]
             usage = read_usage(made.data, symbol, device, shared=made.shared, warps=made.warps)
@@ -98,12 +99,13 @@ class Gpu:
 
     def prepare(self, kernel: Kernel, arguments: Sequence[Argument]) -> Prepared:
         """A call that the driver makes, on the stream that is current when it runs."""
-        return _Launched(kernel, self._functions[kernel.symbol], list(arguments))
+        grid = self._grids.get(kernel.symbol, kernel.grid)
+        return _Launched(kernel, self._functions[kernel.symbol], grid, list(arguments))
 
 
 class _Launched:
-    def __init__(self, kernel: Kernel, function: Function, arguments: list[Argument]) -> None:
-        self._kernel, self._function, self._arguments = kernel, function, arguments
+    def __init__(self, kernel: Kernel, function: Function, grid: Sequence[str], arguments: list[Argument]) -> None:
+        self._kernel, self._function, self._grid, self._arguments = kernel, function, grid, arguments
         self._make()
 
     def set(self, number: int, value: Argument) -> None:
@@ -117,7 +119,7 @@ class _Launched:
         self._launch.run(torch.cuda.current_stream().cuda_stream)
 
     def _make(self) -> None:
-        self._launch = Launch(self._function, grid_of(self._kernel, self._arguments))
+        self._launch = Launch(self._function, grid_of(self._kernel, self._arguments, self._grid))
         for number, value in enumerate(self._arguments):
             self._launch.set(number, value if isinstance(value, int) else value.data_ptr())
 
@@ -127,13 +129,14 @@ def widths(kernel: Kernel) -> list[int]:
     return [8 if isinstance(parameter, Pointer) else WIDTHS[parameter.dtype] for parameter in kernel.parameters]
 
 
-def grid_of(kernel: Kernel, arguments: Sequence[Argument]) -> tuple[int, int, int]:
-    """The grid for these arguments. Raises KernelFailed for a size that its parameter cannot hold."""
+def grid_of(kernel: Kernel, arguments: Sequence[Argument], grid: Sequence[str] | None = None) -> tuple[int, int, int]:
+    """The grid (by default the kernel's) for these arguments. Raises KernelFailed for a size that its parameter cannot
+    hold."""
     values = {name: value for name, value in kernel.constants if isinstance(value, int)}
     for parameter, value in zip(kernel.parameters, arguments, strict=True):
         if isinstance(parameter, Size) and isinstance(value, int):
             values[parameter.name] = _checked(kernel, parameter, value)
-    return launch_grid(kernel.grid, values)
+    return launch_grid(kernel.grid if grid is None else grid, values)
 
 
 def _checked(kernel: Kernel, size: Size, value: int) -> int:

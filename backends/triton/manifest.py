@@ -1,6 +1,7 @@
 """A compiled kernel as files: the binary, and what must be known to launch it, readable without triton or its source.
 
 <symbol>.cubin (or .hsaco)   the binary
+<symbol>.cu                  the CUDA text it was made of, where it was
 <symbol>.json                architecture, parameters in order, bytes of shared memory, warps, grid, constants
 """
 
@@ -26,13 +27,14 @@ def written(kernel: Kernel, binary: Binary, device: Device) -> dict[str, bytes]:
         "parameters": [[p.name, kernel.signature[p.name]] for p in kernel.parameters],
         "aligned": list(kernel.divisible),
         "constants": dict(kernel.constants),
-        "grid": list(kernel.grid),
+        "grid": list(binary.grid or kernel.grid),
         "warps": binary.warps,
         "shared": binary.shared,
         "fusion": kernel.fusion,
     }
     names = kernel.symbol
-    return {f"{names}.{_suffix(device)}": binary.data, f"{names}.json": json.dumps(launch, indent=1).encode()}
+    text = {f"{names}.cu": binary.text} if binary.text else {}
+    return {f"{names}.{_suffix(device)}": binary.data, f"{names}.json": json.dumps(launch, indent=1).encode(), **text}
 
 
 def read_all(symbols: Iterable[str], blobs: Mapping[str, bytes], device: Device) -> dict[str, Binary]:
@@ -52,7 +54,8 @@ def read(symbol: str, blobs: Mapping[str, bytes], device: Device) -> Binary | No
         launch = json.loads(described)
         if launch["arch"] != device.architecture:
             return None
-        return Binary(data, int(launch["shared"]), int(launch["warps"]))
+        grid = tuple(str(text) for text in launch["grid"])
+        return Binary(data, int(launch["shared"]), int(launch["warps"]), grid)
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedArtifact(f"the description of a kernel cannot be read: {error}", where=symbol) from error
 

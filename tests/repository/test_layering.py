@@ -35,7 +35,7 @@ HEAVY = {
     ),
     "transformers": ("irx.frontends", "irx.bench"),
     "gguf": ("irx.frontends",),
-    "tvm": ("irx.backends.tvm",),
+    "tvm": ("irx.backends.tvm", "irx.backends.tvm_cuda"),
     "triton": ("irx.backends.triton",),
     "torch_mlir": ("irx.backends.mlir",),
     "sympy": ("irx.ir.dims",),

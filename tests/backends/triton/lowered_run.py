@@ -6,7 +6,7 @@ results = run_lowered(lowered, body, {"p0": x, "p1": w})       # by name of the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -48,14 +48,15 @@ def run_lowered(
     sizes: Bindings | None = None,
     *,
     states: Mapping[str, State] | None = None,
+    run_kernel: Callable[[Kernel, Mapping[str, Any]], None] = interpret.run,
 ) -> dict[str, Any]:
     """The tensor results of `body` by name, as its calls compute them.
 
     `inputs` holds an array by name of every tensor input, of the dtype of its type (packed weights as raw bytes).
     `states` holds the tensors of KV states, written in place. Fresh buffers are filled with bytes of 0xFF, so that what
-    a kernel leaves out shows; zeroed ones must be zero again at the end.
+    a kernel leaves out shows; zeroed ones must be zero again at the end. `run_kernel` runs one kernel.
     """
-    run = _Run(body, inputs, sizes or {}, states or {})
+    run = _Run(body, inputs, sizes or {}, states or {}, run_kernel)
     for call in run.calls(lowered):
         run.run(call)
     for name in run.zeroed:
@@ -67,7 +68,15 @@ def run_lowered(
 class _Run:
     """The buffers of one run."""
 
-    def __init__(self, body: Graph, inputs: Mapping[str, Any], sizes: Bindings, states: Mapping[str, State]) -> None:
+    def __init__(
+        self,
+        body: Graph,
+        inputs: Mapping[str, Any],
+        sizes: Bindings,
+        states: Mapping[str, State],
+        run_kernel: Callable[[Kernel, Mapping[str, Any]], None],
+    ) -> None:
+        self.run_kernel = run_kernel
         self.tensors: dict[Value, torch.Tensor] = {}
         self.raw = {v: np.asarray(inputs[v.name]) for v in body.inputs if v.name in inputs}
         self.sizes = bind_sizes(body, inputs, sizes)
@@ -85,7 +94,7 @@ class _Run:
         unbound = {p.name for p in call.kernel.parameters} ^ set(call.bindings)
         assert not unbound, f"{call.kernel.name}: parameters and bindings differ in {unbound}"
         arguments = {p.name: self.argument(call.bindings[p.name], p) for p in call.kernel.parameters}
-        interpret.run(call.kernel, arguments)
+        self.run_kernel(call.kernel, arguments)
 
     def argument(self, binding: Any, parameter: Any) -> torch.Tensor | int:
         if isinstance(parameter, Pointer):

@@ -71,7 +71,6 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         raise AssertionError("nothing is to be compiled")
 
     monkeypatch.setattr(backend_module, "try_kernels", absent)
-    monkeypatch.setattr(backend_module, "compile_kernels", absent)
     return asked
 
 
