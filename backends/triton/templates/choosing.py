@@ -15,8 +15,8 @@ less than a hundredth of the bytes of its weights; so they are written once, and
 from __future__ import annotations
 
 from irx.backends.regions.linear_region import Best
-from irx.backends.regions.lowered import Call, Data, Refusal, Temporary
-from irx.backends.triton.kernel import Kernel, Parameter, Pointer, Size
+from irx.backends.regions.lowered import Binding, Call, Data, Refusal, Temporary
+from irx.backends.triton.kernel import Kernel, Pointer, Size
 from irx.backends.triton.templates.linear_shape import power_of_two
 from irx.backends.triton.writer import Writer
 from irx.ir.dims import Dim
@@ -74,9 +74,10 @@ def _call(best: Best, rows: Dim, size: tuple[int, int], length: int, level: int)
     read, source = _read(w, best, count, block, level, rows)
     w(f"found = tl.topk(candidate, {length})")
     w(f"rank = tl.arange(0, {length})")
+    targets: dict[str, Binding]
     if blocks == 1:
         _write(w, best, length)
-        written: list[Parameter] = [Pointer("values", best.values.dtype), Pointer("indices", best.indices.dtype)]
+        written = [Pointer("values", best.values.dtype), Pointer("indices", best.indices.dtype)]
         targets = {"values": Data(best.values), "indices": Data(best.indices)}
     else:
         name = f"lists{level}"
