@@ -81,3 +81,17 @@ def test_a_prefix_is_read_by_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     for tokens in (own, torch.tensor([[5], [4]])):
         found, expected = made.append(tokens), wanted.append(tokens)
         assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_steps_over_codes_with_a_tail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a prompt, which torch runs."""
+    monkeypatch.setattr(Plan, "_by_torch", None)
+    pipeline = "default | kv-quantize{scheme=kivi, bits=2, group=8, tail=8}"
+    executables = [irx.compile(llama(torch.float32), target=t, pipeline=pipeline) for t in ("triton:cpu", "torch")]
+    fallbacks = executables[0].ledger().summary.fallbacks
+    assert not [name for name in fallbacks if "decode" in name]
+    made, wanted = (executable.session() for executable in executables)
+    for tokens in (torch.arange(22)[None], torch.tensor([[5]]), torch.tensor([[7]])):
+        found, expected = made.append(tokens), wanted.append(tokens)
+        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert made.memory() == wanted.memory()

@@ -17,8 +17,10 @@ from irx.backends.triton.templates.append import Target, append_call, heads_call
 from irx.backends.triton.templates.attention_decode import Decode, decode_calls
 from irx.backends.triton.templates.attention_flash import Flash, flash_call, result_channels
 from irx.backends.triton.templates.attention_logits import Form
-from irx.backends.triton.templates.attention_storage import Rows, Slots, sides, storages
-from irx.ir.codes import CODES
+from irx.backends.triton.templates.attention_storage import Rows, Slots, sides
+from irx.backends.triton.templates.attention_tailed import tailed_sides
+from irx.ir.codes import CODES, tailed
+from irx.ir.dims import Dim
 from irx.ir.graph import Graph
 from irx.ir.types import KVType, item_bytes
 
@@ -43,19 +45,23 @@ class _Lowering:
 
     def lowered(self) -> Lowered:
         if self.region.append is not None:
-            _check_state(self.region.append.kv)
+            _check_state(self.region.append.kv, self.region.append.k.view.shape[2])
         attend = self.region.attend
         if attend is None:
             return Lowered((Case((*self._appended(), *self._rotated())),), "rope and append")
         length = attend.q.view.shape[2]
         most = length if isinstance(length, int) else FEW
-        many = (*self._appended(), *self._rotated(), *self._flash(attend))
         if attend.state is None or most > FEW or most * _shared(attend) > MOST_ROWS:
-            return Lowered((Case(many),), "attention in blocks")
+            return Lowered((self._many(attend),), "attention in blocks")
         few = Case((*self._rotated(), *self._decode(attend, most)), length, most)
         if isinstance(length, int):
             return Lowered((Case(few.calls),), "attention, tokens divided among programs")
-        return Lowered((few, Case(many)), "attention in blocks; tokens divided among programs for few queries")
+        note = "attention in blocks; tokens divided among programs for few queries"
+        return Lowered((few, self._many(attend)), note)
+
+    def _many(self, attend: Attend) -> Case:
+        """Any number of queries."""
+        return Case((*self._appended(), *self._rotated(), *self._flash(attend)))
 
     def _appended(self) -> tuple[Call, ...]:
         """Keys and values into their state."""
@@ -79,7 +85,7 @@ class _Lowering:
     def _decode(self, attend: Attend, most: int) -> tuple[Call, ...]:
         form, result = _state_form(attend), self.region.result
         assert result is not None and isinstance(attend.kv, KVType)
-        item = int(item_bytes(storages(attend.kv)[0].dtype))
+        item = int(item_bytes(form.keys.storage.dtype if isinstance(form.keys, Slots) else "f32"))
         cores = self.choices.device.cores
         chosen = self.choices.schedule(
             "attention_decode",
@@ -92,6 +98,8 @@ class _Lowering:
     def _flash(self, attend: Attend) -> tuple[Call, ...]:
         result = self.region.result
         assert result is not None
+        if attend.kv is not None and tailed(attend.kv.code) is not None:
+            raise Refusal(f"{_shared(attend)} query heads of a KV head, and codes with a tail")
         before: tuple[Call, ...] = ()
         if attend.state is None:
             form, before = self._plain_form(attend)
@@ -144,18 +152,18 @@ class _Lowering:
 def _state_form(attend: Attend) -> Form:
     kv, state = attend.kv, attend.state
     assert kv is not None and state is not None
-    _check_state(kv)
+    _check_state(kv, attend.q.view.shape[2])
     _check(attend, kv.heads, kv.v_dim)
     if kv.prefix and (attend.window is not None or attend.table is not None):
         raise Refusal("distances to the tokens of a prefix, which slots do not tell")
-    keys, values = sides(state, kv)
-    dtype = attend.q.dtype
-    if not keys.storage.bits and keys.storage.dtype != dtype:
-        dtype = "f32"
+    keys, values = tailed_sides(state, kv) or sides(state, kv)
+    stored = keys.storage.dtype if isinstance(keys, Slots) else keys.dtype
+    coded = isinstance(keys, Slots) and keys.storage.bits > 0
+    dtype = attend.q.dtype if coded or stored == attend.q.dtype else "f32"
     return Form(attend, keys, values, kv.heads, dtype)
 
 
-def _check_state(kv: KVType) -> None:
+def _check_state(kv: KVType, tokens: Dim) -> None:
     from irx.runtime.kv_planes import LAYOUTS, ROUND
 
     if kv.layout not in LAYOUTS:
@@ -164,7 +172,10 @@ def _check_state(kv: KVType) -> None:
         raise Refusal("a cache in pages behind a prefix that rows share")
     if kv.page is not None and kv.layout == "blocked" and kv.page % ROUND:
         raise Refusal(f"pages of {kv.page} slots in blocks")
-    if kv.code not in (None, *CODES) or kv.code is None and kv.dtype not in ("f32", "f16", "bf16", "i8"):
+    if tailed(kv.code) is not None and tokens != 1:
+        raise Refusal("more than one token at a time for codes with a tail: torch divides what each of them sees")
+    known = tailed(kv.code) is not None or kv.code in CODES
+    if not known and (kv.code is not None or kv.dtype not in ("f32", "f16", "bf16", "i8")):
         raise Refusal(f"a cache stored as {kv.storage}")
     if kv.heads != kv.value_heads:
         raise Refusal("different numbers of key and value heads")

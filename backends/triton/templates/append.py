@@ -12,11 +12,14 @@ from irx.backends.regions.attention_region import Append, Heads
 from irx.backends.regions.lowered import Binding, Call
 from irx.backends.regions.views import View
 from irx.backends.triton.templates.append_element import emit_store
+from irx.backends.triton.templates.append_tailed import emit_tailed
 from irx.backends.triton.templates.attention_arguments import Arguments, Launch
 from irx.backends.triton.templates.attention_places import Tokens
-from irx.backends.triton.templates.attention_storage import sides, width_of
+from irx.backends.triton.templates.attention_storage import Slots, sides, width_of
+from irx.backends.triton.templates.attention_tailed import tailed_sides
 from irx.backends.triton.templates.rope import Place, emit_heads
 from irx.backends.triton.writer import ELEMENTS, Writer
+from irx.ir.codes import tailed
 from irx.ir.dims import Dim
 from irx.tuning import Choice
 
@@ -40,19 +43,32 @@ class Target:
     strides: tuple[Dim, ...]
 
 
+def emit_append(w: Writer, arguments: Arguments, append: Append, part: int, where: Place, place: Tokens) -> None:
+    """Tokens of keys (`part` 0) or values to the places of a state. One with a tail takes one at a time."""
+    heads = (append.k, append.v)[part]
+    side = (tailed_sides(append.state, append.kv) or sides(append.state, append.kv))[part]
+    value = emit_heads(w, arguments, heads, where, side.width)
+    head = side.head(w, arguments, where.b, where.h)
+    if isinstance(side, Slots):
+        emit_store(w, arguments, side, value, head, place)
+    else:
+        emit_tailed(w, arguments, side, value, head, place)
+
+
 def append_call(append: Append, schedule: Mapping[str, Choice]) -> Call:
     """Tokens of keys and values into a state: programs by rows, heads, and keys or values."""
     rows, warps = int(schedule["rows"]), int(schedule["warps"])
+    rows = rows if tailed(append.kv.code) is None else 1
     w, arguments = Writer(), Arguments()
     count = _row(w, arguments, append.k.view, rows)
     positions = arguments.tensor(append.positions.base)
     place = f"{arguments.index(append.positions, ('b', 's'))} + tl.zeros(({rows}, 1), tl.int32)"
     w(f"slot = tl.load({positions} + {place}, mask=row < {count}, other=-1).to(tl.int32)")
     w("h = tl.program_id(1)")
-    for number, (heads, slots) in enumerate(zip((append.k, append.v), sides(append.state, append.kv), strict=True)):
-        with w.block(f"if (tl.program_id(2) == {number}) & (h < {heads.count}):"):
-            value = emit_heads(w, arguments, heads, Place(rows, "b", "h", "s", "(slot >= 0)"), slots.width)
-            emit_store(w, arguments, slots, value, slots.head(w, arguments, "b", "h"), Tokens("slot", "(slot >= 0)"))
+    for part, heads in enumerate((append.k, append.v)):
+        with w.block(f"if (tl.program_id(2) == {part}) & (h < {heads.count}):"):
+            place = Tokens("slot", "(slot >= 0)")
+            emit_append(w, arguments, append, part, Place(rows, "b", "h", "s", place.mask), place)
     grid = (f"ceil({count}, {rows})", str(max(append.k.count, append.v.count)), "2")
     what = " and rotated" if append.k.rotation is not None else ""
     return arguments.call("append", w, Launch(grid, warps), f"keys{what} and values to {append.kv}")

@@ -55,19 +55,19 @@ def _token_codes(
 
 @dataclass(frozen=True)
 class Grid:
-    """Names of a tile of codes [M, width], and of each row's step and lowest value [M, 1], all in float32."""
+    """Names of a tile of codes [M, width], and of each row's (or column's) step and lowest value, all in float32."""
 
     code: str
     step: str
     low: str
 
 
-def emit_grid(w: Writer, tokens: str, inside: str, bits: int) -> Grid:
-    """Rows [M, width] of a float32 tile as codes of their own grids; `inside` masks the channels there are."""
+def emit_grid(w: Writer, tokens: str, inside: str, bits: int, axis: int = 1) -> Grid:
+    """Rows [M, width] (columns: axis 0) of a float32 tile as codes of their own grids; `inside` masks what counts."""
     top = float(2**bits - 1)
     tokens = w.let(f"tl.minimum(tl.maximum({tokens}, {-HALF_MAX}), {HALF_MAX})", "tokens")
-    least = w.let(f"tl.min(tl.where({inside}, {tokens}, {HALF_MAX}), 1, keep_dims=True)", "least")
-    most = w.let(f"tl.max(tl.where({inside}, {tokens}, {-HALF_MAX}), 1, keep_dims=True)", "most")
+    least = w.let(f"tl.min(tl.where({inside}, {tokens}, {HALF_MAX}), {axis}, keep_dims=True)", "least")
+    most = w.let(f"tl.max(tl.where({inside}, {tokens}, {-HALF_MAX}), {axis}, keep_dims=True)", "most")
     low = w.let(_half(least), "low")
     low = w.let(f"tl.where({low} > {least}, {_half(f'{low} - {_next_half(low)}')}, {low})", "low")
     step = w.let(_half(f"(({most} - {low}) / {top})"), "step")

@@ -11,12 +11,12 @@ from the positions, and programs without tokens end at once. (Dao et al. 2023, F
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from irx.backends.regions.attention_region import Append, Result
 from irx.backends.regions.lowered import Call, Data, Temporary
 from irx.backends.regions.views import View
-from irx.backends.triton.templates.append_element import emit_store
+from irx.backends.triton.templates.append import emit_append
 from irx.backends.triton.templates.attention_arguments import Arguments, Launch
 from irx.backends.triton.templates.attention_logits import (
     Form,
@@ -29,8 +29,9 @@ from irx.backends.triton.templates.attention_logits import (
 from irx.backends.triton.templates.attention_partial import Partials
 from irx.backends.triton.templates.attention_places import Tokens
 from irx.backends.triton.templates.attention_prefix import Prefix, prefix_call, prefix_length
-from irx.backends.triton.templates.attention_storage import sides, width_of
-from irx.backends.triton.templates.rope import Place, emit_heads
+from irx.backends.triton.templates.attention_storage import width_of
+from irx.backends.triton.templates.attention_tailed import TailedKeys, TailedValues
+from irx.backends.triton.templates.rope import Place
 from irx.backends.triton.writer import ELEMENTS, Writer
 from irx.tuning import Choice
 
@@ -89,6 +90,16 @@ def decode_calls(decode: Decode) -> tuple[Call, ...]:
         return (own,)
     prefix = Prefix(decode.form, decode.partials, decode.tokens, decode.split, decode.warps, decode.stages)
     return prefix_call(prefix), own
+
+
+@dataclass(frozen=True)
+class Span:
+    """Tokens that are read alike: from `first`, a multiple of a tile, to `last`, but none before `least`."""
+
+    form: Form
+    first: str
+    last: str
+    least: str = ""
 
 
 class _Decode:
@@ -155,14 +166,12 @@ class _Decode:
         w(f"slot = tl.load({base} + {place} + fresh * 0, mask=fresh < {self.length}, other=-1).to(tl.int32)")
         w("mine = (slot >= start) & (slot < stop)")
         with w.block("if tl.max(tl.max(mine.to(tl.int32), 1), 0) > 0:"):
-            for heads, slots in zip((append.k, append.v), sides(append.state, append.kv), strict=True):
-                value = emit_heads(w, arguments, heads, Place(count, "b", "g", "fresh", "mine"), slots.width)
-                emit_store(w, arguments, slots, value, slots.head(w, arguments, "b", "g"), Tokens("slot", "mine"))
+            for part in range(2):
+                emit_append(w, arguments, append, part, Place(count, "b", "g", "fresh", "mine"), Tokens("slot", "mine"))
         w("tl.debug_barrier()  # the threads read what others of them have written")
 
     def _attend(self) -> tuple[str, State]:
         w, form, arguments, d = self.w, self.form, self.arguments, self.decode
-        keys, values = form.keys, form.values
         queries = emit_queries(w, arguments, form, d.tile)
         sinks = ""
         if form.attend.sinks is not None:
@@ -170,12 +179,32 @@ class _Decode:
             loaded = f"tl.load({table} + h, mask=mask, other=0.0).to(tl.float32)"
             sinks = w.let(f"tl.reshape({loaded}, ({d.tile},))", "sinks")
         state = emit_start(w, form, d.tile, sinks, "share == 0")
-        heads = (keys.head(w, arguments, "b", "g"), values.head(w, arguments, "b", "g"))
-        with w.block(f"for t in tl.range(start, stop, {d.tokens}):"):
-            w(f"j = t + tl.arange(0, {d.tokens})")
-            w("here = j < stop")
-            emit_tile(w, arguments, form, queries, state, heads, Tokens("j", "here", "t", d.tokens))
+        for span in self._spans():
+            heads = (span.form.keys.head(w, arguments, "b", "g"), span.form.values.head(w, arguments, "b", "g"))
+            with w.block(f"for t in tl.range({span.first}, {span.last}, {d.tokens}):"):
+                w(f"j = t + tl.arange(0, {d.tokens})")
+                w(f"here = (j >= {span.least}) & (j < {span.last})" if span.least else f"here = j < {span.last}")
+                emit_tile(w, arguments, span.form, queries, state, heads, Tokens("j", "here", "t", d.tokens))
         return emit_result(w, state), state
+
+    def _spans(self) -> tuple[Span, ...]:
+        """The program's tokens; in a state with a tail what the one query sees as codes, and what as it is."""
+        w, form, keys, values = self.w, self.form, self.form.keys, self.form.values
+        if not isinstance(keys, TailedKeys) or not isinstance(values, TailedValues):
+            return (Span(form, "start", "stop"),)
+        tail, tile = keys.code.tail, self.decode.tokens
+        w(f"coded_keys = tl.maximum(end - 1, 0) // {tail} * {tail}")
+        w(f"coded_values = tl.maximum(end - {tail}, 0)")
+        w("last_value = tl.minimum(stop, coded_values)")
+        w(f"first_value = tl.maximum(start, coded_values // {tile} * {tile})")
+        w("last_key = tl.minimum(stop, coded_keys)")
+        w(f"first_key = tl.maximum(start, coded_keys // {tile} * {tile})")
+        mixed = replace(form, values=replace(values, recent=True))
+        return (
+            Span(form, "start", "last_value"),
+            Span(mixed, "first_value", "last_key", "coded_values"),
+            Span(replace(mixed, keys=replace(keys, recent=True)), "first_key", "stop", "coded_keys"),
+        )
 
     def _finish(self, y: str, state: State) -> None:
         w, d, parts = self.w, self.decode, self.decode.partials

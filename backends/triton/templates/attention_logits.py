@@ -15,6 +15,7 @@ from irx.backends.triton.functions import tanh
 from irx.backends.triton.templates.attention_arguments import Arguments
 from irx.backends.triton.templates.attention_places import Head, Tokens
 from irx.backends.triton.templates.attention_storage import Rows, Slots
+from irx.backends.triton.templates.attention_tailed import TailedKeys, TailedValues
 from irx.backends.triton.templates.rope import Place, emit_heads
 from irx.backends.triton.writer import ELEMENTS, Writer
 
@@ -27,8 +28,8 @@ class Form:
     """What is computed: the attention, where its keys and values are, and the dtype that products are made in."""
 
     attend: Attend
-    keys: Slots | Rows
-    values: Slots | Rows
+    keys: Slots | Rows | TailedKeys
+    values: Slots | Rows | TailedValues
     groups: int
     dtype: str
 
@@ -195,5 +196,5 @@ def emit_result(w: Writer, state: State) -> str:
     return w.let(f"{sums} / tl.where({state.total} > 0.0, {state.total}, 1.0)[:, None]", "y")
 
 
-def _has_zeros(values: Slots | Rows) -> bool:
+def _has_zeros(values: Slots | Rows | TailedValues) -> bool:
     return isinstance(values, Slots) and values.storage.zeros

@@ -108,9 +108,9 @@ SMALL: dict[str, Any] = {"heads": 9, "groups": 3, "dim": 64, "rotated": 32, "dty
 
 @pytest.mark.parametrize(("device", "length"), [("a100-80gb", "1"), ("h100-sxm", "S")], ids=["sm_80", "sm_90"])
 def test_default_schedules_compile_without_spills(device: str, length: str) -> None:
-    """A decode step of a small model, and its prompts; over pages, and behind a prefix, the step alone."""
+    """A decode step of a small model, and its prompts; over other caches the step alone."""
     found = find_device(device)
-    more = ("page=64", "prefix=shared")
+    more = ("page=64", "prefix=shared", "code=kivi2-32-128")
     bodies = [decoder(**SMALL, length=length), *(decoder(**SMALL, length="1", storage=f"bf16, {x}") for x in more)]
     kernels = [kernel for body in bodies for kernel in lowered_for(body, device).kernels]
     for symbol, binary in compile_kernels(kernels, found).items():

@@ -28,6 +28,9 @@ MAKES: dict[str, Callable[[], Lowered | None]] = {
     "attention-step": lambda: attention.rule(decoder(), choices()),
     "attention-step-pages": lambda: attention.rule(decoder(layout="dense", storage="f32, page=64"), choices()),
     "attention-step-prefix": lambda: attention.rule(decoder(layout="dense", storage="f32, prefix=shared"), choices()),
+    "attention-step-tail": lambda: attention.rule(
+        decoder(layout="dense", storage="f32, code=kivi2-16-64", length="1"), choices()
+    ),
     "region": lambda: built(add_norm, 576, regions.rule, choices())[1],
 }
 
