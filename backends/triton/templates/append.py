@@ -67,8 +67,8 @@ def append_call(append: Append, schedule: Mapping[str, Choice]) -> Call:
     w("h = tl.program_id(1)")
     for part, heads in enumerate((append.k, append.v)):
         with w.block(f"if (tl.program_id(2) == {part}) & (h < {heads.count}):"):
-            place = Tokens("slot", "(slot >= 0)")
-            emit_append(w, arguments, append, part, Place(rows, "b", "h", "s", place.mask), place)
+            where = Place(rows, "b", "h", "s", "(slot >= 0)")
+            emit_append(w, arguments, append, part, where, Tokens("slot", where.mask))
     grid = (f"ceil({count}, {rows})", str(max(append.k.count, append.v.count)), "2")
     what = " and rotated" if append.k.rotation is not None else ""
     return arguments.call("append", w, Launch(grid, warps), f"keys{what} and values to {append.kv}")
