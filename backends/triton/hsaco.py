@@ -31,12 +31,14 @@ def read_hsaco(data: bytes, kernel: str, *, shared: int, warps: int) -> Usage:
 
 def _usage(facts: dict[str, Any], shared: int, warps: int) -> Usage:
     arguments = [argument for argument in facts[".args"] if not argument[".value_kind"].startswith("hidden_")]
+    stack = facts[".private_segment_fixed_size"]
+    scalars = facts[".sgpr_spill_count"] if stack else 0  # else they wait in lanes of vector registers, not in memory
     return Usage(
         registers=facts[".vgpr_count"],  # on CDNA those for matrices are among them
         shared=shared + facts[".group_segment_fixed_size"],
         warps=warps,
-        stack=facts[".private_segment_fixed_size"],
-        spills=facts[".vgpr_spill_count"] + facts[".sgpr_spill_count"],
+        stack=stack,
+        spills=facts[".vgpr_spill_count"] + scalars,
         parameters=tuple(argument[".size"] for argument in arguments),
         code=0,
     )

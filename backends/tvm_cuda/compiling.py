@@ -22,6 +22,7 @@ from irx.errors import MissingExtra
 from irx.target import Device
 
 STATIC_SHARED = 48 * 1024  # bytes that a kernel may have without asking for more at its launch
+KERNELS_PER_WORKER = 8  # below this, starting another process takes longer than it saves: TVM takes long to load
 
 _memory: dict[tuple[str, str], Binary] = {}  # of this process, by architecture and symbol
 
@@ -63,7 +64,8 @@ def _compiled(kernels: Sequence[CudaKernel], device: Device, limit: float) -> li
         return []
     if (reason := missing(device)) is not None:
         raise MissingExtra("tvm and NVRTC", "cuda", needed_for=f"compiling kernels through TVM: {reason}")
-    with ThreadPoolExecutor(max(1, min(os.cpu_count() or 1, len(kernels)))) as threads:
+    count = max(1, min(os.cpu_count() or 1, len(kernels) // KERNELS_PER_WORKER))
+    with ThreadPoolExecutor(count) as threads:
         return list(threads.map(partial(_compile, device=device, limit=limit), kernels))
 
 

@@ -3,9 +3,9 @@
     python -m irx.bench.schedules                  # all devices, into irx/tuning/library
     python -m irx.bench.schedules a100-80gb l4 --models smollm2-135m
 
-Kernels of the programs that the bench ships, in bf16; of products of four rows and less the defaults are what the model
-wants. Only what beats the default clearly is written, and every row says that it was modelled; `irx tune` on the device
-replaces it.
+Kernels of the programs that the bench ships, in bf16 and with weights of 4 bits; of products of four rows and less the
+defaults are what the model wants. Only what beats the default clearly is written, and every row says that it was
+modelled; `irx tune` on the device replaces it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from irx.target import devices, find_device
 from irx.tuning import Database, Decision, Effort, Task, TaskKey, TaskReport, tune, write_document
 from irx.tuning.lookup import LIBRARY
 
-PIPELINES = ("default",)
+PIPELINES = ("default", "default | quantize-weights{bits=4}")
 TRIED = ("gemm", "attention_decode", "attention_flash")
 EFFORT = Effort(trials=4, seconds=120.0, limit=60.0)
 

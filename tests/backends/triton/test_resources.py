@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("triton")
 
 from irx.backends.triton import resources
+from irx.backends.triton.hsaco import _usage as hsaco_usage
 from irx.backends.triton.resources import disassembler, read_usage, require_fit, resource_rows
 from irx.backends.triton.usage import Usage
 from irx.errors import DamagedArtifact, KernelTooLarge
@@ -60,6 +61,13 @@ def test_spills_are_counted_where_the_tool_is(monkeypatch: pytest.MonkeyPatch) -
     unknown = usage_of("a100-80gb", "spilling")
     assert unknown.spills is None
     assert "spills not counted" in unknown.describe(find_device("a100"))
+
+
+@pytest.mark.parametrize(("stack", "spills"), [(0, 2), (64, 15)])
+def test_scalars_that_wait_in_vector_registers_are_no_spills(stack: int, spills: int) -> None:
+    facts = {".args": [], ".vgpr_count": 170, ".group_segment_fixed_size": 0, ".vgpr_spill_count": 2}
+    facts |= {".sgpr_spill_count": 13, ".private_segment_fixed_size": stack}
+    assert hsaco_usage(facts, 0, 8).spills == spills
 
 
 def test_metadata_of_an_amd_binary() -> None:

@@ -27,7 +27,7 @@ def prepare(kernels: Iterable[Any]) -> None:
     own = {k.symbol: k for k in kernels if isinstance(k, CudaKernel) and k.symbol not in _functions}
     if own:
         module = tvm.IRModule({symbol: tvm.script.from_source(k.source) for symbol, k in own.items()})
-        compiled = tvm.compile(module, target="llvm")
+        compiled = tvm.compile(module, target={"kind": "llvm", "opt-level": 0})
         _functions.update({symbol: compiled[symbol] for symbol in own})
 
 

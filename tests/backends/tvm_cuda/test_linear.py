@@ -28,7 +28,7 @@ BODIES: dict[str, tuple[Graph, float]] = {
     "bf16 of f32": (plain("bf16", 7, 7), 1e-5),
     "f16": (plain("f16", 50, 64, "f16"), 1e-3),
     "turned": (TURNED, 1e-5),
-    **{form: (plain(form, 20, 512), 1e-4) for form in ("q8_0", "q4_0", "q5_1", "q4_k", "q6_k", "i8g64", "u4g16")},
+    **{form: (plain(form, 20, 512), 1e-4) for form in ("q8_0", "q4_0", "q5_1", "q6_k", "u4g16")},
     "i4 of bf16": (plain("i4g128", 20, 256, "bf16"), 1e-2),
     "gated": (gated("bf16", 24, 96, "bf16"), 1e-2),
     "gated codes": (gated("q4_1", 24, 96), 1e-4),
