@@ -68,6 +68,19 @@ def test_decoding_agrees_with_torch_and_is_captured(target: str) -> None:
     assert fast.graphs["decode"].recorded >= 1  # type: ignore[attr-defined]
 
 
+def test_the_likeliest_tokens_are_those_of_the_logits(target: str) -> None:
+    fast = irx.compile(shape("smollm2-135m"), target=target)
+    ids = torch.arange(33)[None].cuda()
+    ours, other = fast.session(), fast.session()
+    for session in (ours, other):
+        session.append(ids)
+    best, logits = ours.top(ids[:, :1], 64), other.append(ids[:, :1])
+    assert best is not None
+    values, tokens = logits.sort(dim=-1, descending=True, stable=True)
+    assert torch.equal(best[0], values[..., :64])
+    assert torch.equal(best[1], tokens[..., :64])
+
+
 def test_steps_repeat_exactly(target: str) -> None:
     fast = irx.compile(shape("smollm2-135m"), target=target)
     ids = torch.arange(512)[None].cuda()
