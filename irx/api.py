@@ -20,9 +20,9 @@ from irx.analysis.data import Data, split
 from irx.analysis.quality import HeldOut
 from irx.backends import find_backend, known_backends
 from irx.backends.torch.call import call_on_arrays
-from irx.budget import Budget, metric_name
+from irx.budget import Budget, check_budget, metric_name
 from irx.cache import CacheKey
-from irx.errors import BudgetError, DeviceNotFound, MissingFeature, NoGpu, UnknownOption, UnsupportedArgument
+from irx.errors import DeviceNotFound, MissingFeature, NoGpu, UnsupportedArgument
 from irx.frontends.sources import Source, read
 from irx.ir.excerpt import main_graph
 from irx.ir.graph import Graph
@@ -36,10 +36,23 @@ from irx.passes.depth.policies.similarity import least_important
 from irx.pipeline.backend import Backend, Latency
 from irx.pipeline.base import Context, Effect
 from irx.pipeline.instruments import Compare, Gain, Quality, standard_instruments
+from irx.pipeline.latency import CONTEXT, timed_context
 from irx.pipeline.memo import memo_key, remembered
 from irx.pipeline.oracle import Oracle
 from irx.pipeline.pipeline import Pipeline
-from irx.pipeline.search import Evaluator, Hunt, Journal, Search, Unit, joined, ranked, ranks, settle, units_of
+from irx.pipeline.search import (
+    Evaluator,
+    Hunt,
+    Journal,
+    Search,
+    Unit,
+    check_search,
+    joined,
+    ranked,
+    ranks,
+    settle,
+    units_of,
+)
 from irx.runtime import artifact
 from irx.runtime.arrays import run_graph
 from irx.runtime.compiled import Compiled, restore
@@ -49,7 +62,7 @@ from irx.runtime.snapshot import declared, stored_weights, tensor_of
 from irx.runtime.spill import settled
 from irx.runtime.store import WeightStore
 from irx.target import Device, Target
-from irx.tuning import EFFORTS
+from irx.tuning import check_effort
 from irx.tuning import tune as search_schedules
 
 SEARCHED_TOKENS = 1024  # of the calibration data, on which candidates are judged; held-out data decide on all tokens
@@ -73,6 +86,7 @@ def compile(
     max_length: int | None = None,
     strict: bool = False,
     search: Search | None = None,
+    context: int | None = None,
 ) -> Executable:
     """Compile `model` for inference on `target`.
 
@@ -83,18 +97,20 @@ def compile(
     over it is dropped; where `pipeline` names none, the fastest ones inside it are searched for, as `search` says.
     `dtype` None keeps the model's own; a GGUF file computes in f32 on a CPU and in bf16 on a GPU. `max_batch` and
     `max_length` bound the batch and the sequence. `tune` "quick" or "full" searches for faster schedules of the kernels
-    first; what it finds is kept for later compilations. With `strict` a refused pass is an error. Raises subclasses of
-    IRXError; see `irx.errors`.
+    first; what it finds is kept for later compilations. With `strict` a refused pass is an error. What passes gain, and
+    what a search compares, is the time of a step behind `context` tokens (128), or of an encoder's pass over so many.
+    Raises subclasses of IRXError; see `irx.errors`.
     """
     check_effort(tune)
-    _check_search(search, budget)
-    _check_budget(budget, data)
+    check_search(search, budget)
+    check_budget(budget, data)
     goal = aim(target)
     limits: dict[str, Any] = {"dynamic": dynamic, "max_batch": max_batch, "max_length": max_length}
     source = read(model, example, dtype=dtype, activations=floats_of(goal), **limits)
     tokenizer = source.tokenizer if tokenizer is None else tokenizer
     known = split(data, source.program, tokenizer) if data is not None else None
     options: dict[str, Any] = {"strict": strict, "digest": source.digest, "budget": budget, "data": known}
+    options["context"] = timed_context(context, source.program)
     run = optimize if budget is None or _names_lossy(pipeline) else partial(search_passes, search=search or Search())
     program, ledger = run(source.program, goal, pipeline, **options)
     parts = divide(program, goal, ledger)
@@ -145,6 +161,7 @@ def optimize(
     budget: Budget | None = None,
     data: Data | None = None,
     held: HeldOut | None = None,
+    context: int = CONTEXT,
 ) -> tuple[Program, Ledger]:
     """Step 3: run the pipeline, with the oracle that also knows torch's functions, on the user's data if there are any.
 
@@ -152,11 +169,12 @@ def optimize(
     function of their own. `held` is what measures quality, where there is one that knows the original's predictions.
     Raises BudgetError for a budget that cannot be measured.
     """
-    run = partial(_optimize, program, goal, pipeline, strict, budget, data, held)
+    run = partial(_optimize, program, goal, pipeline, strict, budget, data, held, context)
     watched = any(os.environ.get(name, "0") not in ("", "0") for name in ("IRX_DEBUG", "IRX_DUMP_DIR"))
     if not digest or watched or (budget is not None and budget.metric is not None):
         return run()
     options = {"strict": str(strict), "budget": repr(budget), "data": data.digest if data is not None else ""}
+    options["context"] = str(context)
     return remembered(_key(digest, pipeline, goal, options), program, run)
 
 
@@ -170,6 +188,7 @@ def search_passes(
     search: Search,
     strict: bool = False,
     digest: str = "",
+    context: int = CONTEXT,
 ) -> tuple[Program, Ledger]:
     """Step 3 with the fastest lossy passes inside the budget: searched on calibration data, chosen on held-out data.
 
@@ -177,15 +196,15 @@ def search_passes(
     """
     started = time.monotonic()
     sample = data.sample(SEARCHED_TOKENS, FITTED_TOKENS)
-    ctx = _context(program, goal, sample)
-    clock = partial(_latency, goal=goal)
+    ctx = _context(program, goal, sample, context)
+    clock = partial(_latency, goal=goal, context=context)
     own = budget.metric is not None  # a user's function looks at data of its own
     few = sample.few(GLANCED, program.graphs[FORWARD]) if not own else None
     glances = _judge(_held_out(program, goal, few), budget).measure if few is not None else None
     judge = _judge(_held_out(program, goal, sample), budget).measure
     evaluator = Evaluator(program, pipeline, passes(), ctx, judge, clock, search.prompt, glances)
     kept = digest and budget.metric is None
-    stated = {"data": sample.digest, "prompt": str(search.prompt)}
+    stated = {"data": sample.digest, "prompt": str(search.prompt), "context": str(context)}
     key = replace(_key(digest, pipeline, goal, stated), kind="search") if kept else None
     looked = replace(key, options=(*key.options, ("look", few.digest))) if key is not None and few is not None else None
     glance = Journal(evaluator.glance, looked) if glances is not None else None
@@ -194,6 +213,7 @@ def search_passes(
     found = Hunt(units, journal, budget, search, glance=glance, started=started).run()
     held = _held_out(program, goal, data)
     options: dict[str, Any] = {"strict": strict, "digest": digest, "budget": budget, "data": data, "held": held}
+    options["context"] = context
 
     def confirm(text: str) -> Mapping[str, float]:
         return _judge(held, budget).measure(*evaluator.made_of(text))
@@ -208,7 +228,7 @@ def search_passes(
 
 def _units(program: Program, ctx: Context, search: Search) -> list[Unit]:
     """What a search chooses from, the layers that matter least written out."""
-    units = [unit for unit in units_of(program, passes()) if search.wants(unit)]
+    units = [unit for unit in units_of(program, passes()) if search.wants(unit, ctx.context)]
     return ranked(units, least_important(program, ctx.calibrated("a search"))) if ranks(units) else units
 
 
@@ -220,11 +240,12 @@ def _optimize(
     budget: Budget | None,
     data: Data | None,
     held: HeldOut | None = None,
+    context: int = CONTEXT,
 ) -> tuple[Program, Ledger]:
-    measure = partial(_latency, goal=goal)
+    measure = partial(_latency, goal=goal, context=context)
     judges = [_judge(held or _held_out(program, goal, data), budget)] if data is not None else []
     instruments = (*standard_instruments(*judges), Compare(call=call_on_arrays), Gain(measure))
-    ctx = _context(program, goal, data)
+    ctx = _context(program, goal, data, context)
     optimized, ledger = Pipeline.parse(pipeline, passes(), instruments).run(program, ctx, strict=strict)
     ledger.notes += [data.describe()] if data is not None else []
     return optimized, ledger
@@ -314,20 +335,13 @@ def load_kernel(backend: str, blobs: Mapping[str, bytes], target: str) -> GraphK
 # --- details --------------------------------------------------------------------------------------------------------
 
 
-def _check_search(search: Any, budget: Any) -> None:
-    """Raises UnsupportedArgument for what is no Search, and for one without a budget to search under."""
-    if search is not None and not isinstance(search, Search):
-        raise UnsupportedArgument(f"search={search!r} is no Search", fix="irx.Search(minutes=5)")
-    if search is not None and budget is None:
-        raise UnsupportedArgument("search= without a budget", fix="pass budget= and data= as well")
-
-
 def _names_lossy(pipeline: str) -> bool:
     return any(one.effect is Effect.LOSSY for one in Pipeline.parse(pipeline, passes()).passes)
 
 
-def _context(program: Program, goal: Target, data: Data | None) -> Context:
+def _context(program: Program, goal: Target, data: Data | None, tokens: int = CONTEXT) -> Context:
     ctx = Context.of(program, goal.device, Oracle(call=call_on_arrays))
+    ctx.context = tokens
     ctx.layouts, ctx.endings = _preferred(goal).layouts, _preferred(goal).endings
     if data is not None:
         ctx.calibration = Calibration(data.calibration, partial(_runner, goal=goal), data.digest)
@@ -339,20 +353,6 @@ def _key(digest: str, pipeline: str, goal: Target, options: Mapping[str, str]) -
     host = f"{goal.device.title}, {goal.device.cores} cores, {torch.get_num_threads()} threads"
     stated = [("target", str(goal)), ("backend", _preferred(goal).name), *options.items()]
     return memo_key(digest, pipeline, host, stated, _code_folders())
-
-
-def _check_budget(budget: Any, data: Any) -> None:
-    """Raises BudgetError for what is no budget, and for one without data to measure it on."""
-    if budget is not None and not isinstance(budget, Budget):
-        raise BudgetError(f"budget={budget!r} is no Budget", fix="irx.Budget(kl=0.05)")
-    if budget is not None and data is None:
-        raise BudgetError("a budget is measured on data, and there are none", fix="pass data= to compile")
-
-
-def check_effort(tune: str) -> None:
-    """Raises UnknownOption for an effort of tuning that does not exist."""
-    if tune not in ("none", *EFFORTS):
-        raise UnknownOption(tune, ("none", *EFFORTS), where="tune")
 
 
 def _preferred(goal: Target) -> Backend:
@@ -369,10 +369,10 @@ def _preference(device: Device) -> list[str]:
     return [name for name in wanted if name in known_backends()]
 
 
-def _latency(program: Program, goal: Target) -> Latency | str:
+def _latency(program: Program, goal: Target, context: int) -> Latency | str:
     """The time of one step of a program of one graph."""
     (graph,) = main_graph(program).graphs.values()
-    return _preferred(goal).latency(program, graph, goal.device)
+    return _preferred(goal).latency(program, graph, goal.device, context)
 
 
 def _held_out(program: Program, goal: Target, data: Data) -> HeldOut:

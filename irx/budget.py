@@ -111,3 +111,11 @@ def _require(name: str, value: float | None, low: float, high: float | None) -> 
         return
     bounds = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
     raise BudgetError(f"{name}={value!r} in a budget must be {bounds}")
+
+
+def check_budget(budget: Any, data: Any) -> None:
+    """Raises BudgetError for what is no budget, and for one without data to measure it on."""
+    if budget is not None and not isinstance(budget, Budget):
+        raise BudgetError(f"budget={budget!r} is no Budget", fix="irx.Budget(kl=0.05)")
+    if budget is not None and data is None:
+        raise BudgetError("a budget is measured on data, and there are none", fix="pass data= to compile")

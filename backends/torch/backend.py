@@ -44,7 +44,7 @@ class TorchBackend:
         """The graph as text, with the bodies of fusions in their places."""
         return {FILE: print_program(excerpt(program, expanded(graph))).encode()}
 
-    def latency(self, program: Program, graph: Graph, device: Device) -> str:
+    def latency(self, program: Program, graph: Graph, device: Device, context: int) -> str:
         """Passes are for kernels that torch does not have; nothing is measured."""
         return "torch runs the model, whose kernels do not depend on passes"
 

@@ -85,7 +85,7 @@ class TritonBackend:
         text = print_program(excerpt(program, graph)).encode()
         return {GRAPH: text, **self._kernel_files(Placed.of(graph).graph, device)}
 
-    def latency(self, program: Program, graph: Graph, device: Device) -> Latency | str:
+    def latency(self, program: Program, graph: Graph, device: Device, context: int) -> Latency | str:
         """Nothing is measured while compiling for a GPU."""
         return "kernels of a GPU are not timed while compiling"
 

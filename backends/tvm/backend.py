@@ -93,13 +93,13 @@ class TvmBackend:
         files |= {f"{symbol}.o": data for symbol, data in objects.items()}
         return files | {f"{kernel.symbol}.py": kernel.source.encode() for kernel in kernels}
 
-    def latency(self, program: Program, graph: Graph, device: Device) -> Latency | str:
+    def latency(self, program: Program, graph: Graph, device: Device, context: int) -> Latency | str:
         """The sum of the graph's regions, each timed alone on this machine."""
         if not runs_here(device):
             return f"this machine is no {device.name}"
         if sum(int(str(tensor_bytes(weight.tensor))) for weight in program.used_weights()) < SMALLEST_MEASURED:
             return f"the model has less than {SMALLEST_MEASURED >> 20} MiB of weights, too little to tell passes apart"
-        return latency(Placed.of(graph).graph, device, Choices(device, default_schedule))
+        return latency(Placed.of(graph).graph, device, Choices(device, default_schedule), context)
 
     def load(self, blobs: Mapping[str, bytes], device: Device) -> Plan:
         """The plan of a graph that `build` wrote; kernels that this device needs and the files lack are compiled."""

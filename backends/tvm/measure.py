@@ -31,15 +31,15 @@ from irx.ir.dims import evaluate
 from irx.ir.graph import Graph, Value, Weight
 from irx.ir.opdef import tensor_bytes
 from irx.ir.regions import expanded
-from irx.ir.sizes import used_sizes
 from irx.ir.types import KVType, TensorType, is_packed
+from irx.ops.cache import kv_length
 from irx.pipeline.backend import Latency
+from irx.pipeline.latency import CAPACITY, CONTEXT, timed_sizes
 from irx.runtime.kv import empty_state
 from irx.runtime.store import Stored, WeightStore
 from irx.runtime.tensors import TORCH, Packed
 from irx.target import Device, host_cpu
 
-CONTEXT = 128  # tokens that states hold, and rows of graphs without one
 RING = 64 << 20  # bytes of copies of one region's weights: more than caches hold
 MOST_COPIES = 1000
 FEW_COPIES = 64  # of weights so small that MOST_COPIES of them stay in caches, as they may in the model
@@ -52,12 +52,12 @@ TRIES = 2  # so often is a region timed in one process while times are disturbed
 _disturbed: dict[CacheKey, list[Latency]] = {}
 
 
-def latency(graph: Graph, device: Device, choices: Choices) -> Latency:
-    """One call of `graph` with a batch of one, in which states hold CONTEXT tokens."""
+def latency(graph: Graph, device: Device, choices: Choices, context: int = CONTEXT) -> Latency:
+    """One call of `graph` with a batch of one, behind `context` tokens."""
     steps = Lowering(choices).steps(graph)
     counts = Counter(step.site.body for step in steps.steps)
     first = {step.site.body: step for step in reversed(steps.steps)}
-    sizes = {name: 1 if name in ("B", "R") else CONTEXT for name in used_sizes(graph)}
+    sizes = timed_sizes(graph, context)
     objects = compile_kernels([k for step in first.values() for k in kernels_of(step, sizes)], device)
     timings = [(count, _timing(first[body], sizes, objects)) for body, count in counts.items()]
     seconds = sum(count * timing.seconds for count, timing in timings)
@@ -189,11 +189,12 @@ def _zeros(kind: TensorType) -> Stored:
 
 
 def _input(value: Value, sizes: Mapping[str, int], plain: Graph) -> object:
-    """An input of a region, whose fusions `plain` has opened: integers are the last position, or the first row."""
+    """An input of a region, whose fusions `plain` has opened: integers are the last slot, or the first row."""
+    held = _held(plain, sizes)
     if isinstance(value.type, KVType):
         state = empty_state(value.type, sizes.get("B", 1), torch.device("cpu"))
-        state.reserve(2 * CONTEXT, 2 * CONTEXT)
-        state.lengths = (CONTEXT,) * sizes.get("B", 1)
+        state.reserve(held + CONTEXT, held + CONTEXT)
+        state.lengths = (held,) * sizes.get("B", 1)
         return state
     shape = [evaluate(dim, sizes) for dim in value.shape]
     tensor = torch.ones(shape, dtype=TORCH[value.dtype])
@@ -201,7 +202,15 @@ def _input(value: Value, sizes: Mapping[str, int], plain: Graph) -> object:
         return tensor
     same = next(other for other in plain.inputs if other.name == value.name)
     chooses = any(node.op.name.endswith("_tokens") or node.op.name == "embedding" for node in plain.users(same))
-    return tensor * (0 if chooses else CONTEXT - 1)
+    return tensor * (0 if chooses else held - 1)
+
+
+def _held(graph: Graph, sizes: Mapping[str, int]) -> int:
+    """The tokens in the states of a region: fewer than there were, where some go. Rings are about to close."""
+    tokens = {CAPACITY: sizes.get(CAPACITY, CONTEXT)}
+    states = [value.type for value in graph.inputs if isinstance(value.type, KVType)]
+    held = [evaluate(kv_length(kv), tokens) for kv in states]
+    return min([tokens[CAPACITY], *held, *(kv.window - 1 for kv in states if kv.window is not None)])
 
 
 def _bytes(tensor: TensorType) -> int:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from irx.ir.codes import tailed
+from irx.ir.dims import evaluate
 from irx.ir.opdef import tensor_bytes
 from irx.ir.program import Program
 from irx.ir.types import KVType, item_bytes
+from irx.ops.cache import kv_length
 
 
 def footprint(program: Program, tokens: int) -> int:
@@ -16,8 +18,7 @@ def footprint(program: Program, tokens: int) -> int:
 
 def state_bytes(kv: KVType, tokens: int) -> int:
     """Bytes that a state holds of a row of `tokens` tokens: none for those that windows or evictions let go."""
-    held = tokens if kv.window is None else min(tokens, kv.window + kv.sinks)
-    held = held if kv.kept is None else round(held * kv.kept)
+    held = evaluate(kv_length(kv), {"T": tokens})
     code = tailed(kv.code)
     plain = min(held, code.tail) if code is not None else 0  # the newest tokens, as they are
     raw = (kv.heads * kv.k_dim + kv.value_heads * kv.v_dim) * item_bytes(kv.dtype)

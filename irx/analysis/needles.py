@@ -58,9 +58,13 @@ def recall(
 
 
 def plant(tokenizer: Any, text: str, length: int, depth: float, seed: int) -> Needle:
-    """One needle at a depth of a prompt of `length` tokens."""
+    """One needle at a depth of a prompt of `length` tokens.
+
+    Values have two digits: the question at the end looks at the first one, and what chooses tokens by their attention
+    keeps its neighbours; further digits are looked for only when those before them are answered.
+    """
     generator = np.random.default_rng(seed)
-    key, value = _KEYS[generator.integers(len(_KEYS))], str(generator.integers(10_000, 100_000))
+    key, value = _KEYS[generator.integers(len(_KEYS))], str(generator.integers(10, 100))
     fact, question = f" The secret number of the {key} is {value}.", f" The secret number of the {key} is"
     needle, asked = _ids(tokenizer, fact), _ids(tokenizer, question)
     whole = _ids(tokenizer, f"{question} {value}")

@@ -55,13 +55,16 @@ def _step(lab: Lab, pipeline: str) -> tuple[Any, float]:
     """The latency of a step, and what the cost model says of it. Raises Absent where the backend takes no times."""
     import irx.api as api
     from irx.ir.excerpt import main_graph
+    from irx.pipeline.base import Context
     from irx.pipeline.instruments.gain import modelled
+    from irx.pipeline.latency import CONTEXT
+    from irx.pipeline.oracle import Oracle
 
     goal = api.aim(lab.target)
     changed, ledger = api.transform(lab.source("f32").program, goal, pipeline, None)
     program = main_graph(changed)
     (graph,) = program.graphs.values()
-    found = api.divide(program, goal, ledger)[graph.name].latency(program, graph, goal.device)
+    found = api.divide(program, goal, ledger)[graph.name].latency(program, graph, goal.device, CONTEXT)
     if isinstance(found, str):
         raise Absent(found)
-    return found, modelled(program, goal.device)
+    return found, modelled(program, Context.of(program, goal.device, Oracle()))

@@ -52,6 +52,9 @@ def configure(parser: ArgumentParser) -> None:
     pipeline.add_argument("--plan", metavar="FILE", help="passes kept elsewhere: an artifact, or a ledger in JSON")
     parser.add_argument("--max-length", type=int, help="longest sequence; the model's own by default")
     parser.add_argument("--max-batch", type=int, default=16, help="most rows of a batch (default 16)")
+    parser.add_argument(
+        "--context", type=int, help="tokens behind which a step is timed, to judge passes (default 128)"
+    )
     parser.add_argument("--dtype", help="compute in this dtype, f32 or bf16; the model's own by default")
     parser.add_argument(
         "--data", nargs="+", metavar="FILE", help="texts: a .json list, a .jsonl with one a line, or a file that is one"
@@ -130,6 +133,7 @@ def _compiled(arguments: Namespace) -> Executable:
             max_length=arguments.max_length,
             max_batch=arguments.max_batch,
             strict=arguments.strict,
+            context=arguments.context,
             **more,
         )
 

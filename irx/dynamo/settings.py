@@ -18,6 +18,7 @@ from irx.errors import UnknownOption, UnsupportedArgument
 from irx.passes import passes
 from irx.pipeline.pipeline import Pipeline
 from irx.target import Target
+from irx.tuning import check_effort
 
 _PLACE = "torch.compile(options=...)"
 _ELSEWHERE = {
@@ -28,6 +29,7 @@ _ELSEWHERE = {
     "dtype": "convert the model itself, as in model.to(torch.bfloat16)",
     "dynamic": "say it to torch.compile(dynamic=...)",
     "max_batch": "Dynamo decides which sizes vary",
+    "context": "passes are not timed here",
     "max_length": "Dynamo decides which sizes vary",
 }
 
@@ -54,7 +56,7 @@ def read_settings(options: Mapping[str, Any] | None, mode: str | None) -> Settin
         if name in _ELSEWHERE and value != defaults[name]:
             raise UnsupportedArgument(f"{name}={value!r}: {_ELSEWHERE[name]}", where=_PLACE)
     target, tune = given.get("target"), given.get("tune", _effort(mode))
-    api.check_effort(tune)
+    check_effort(tune)
     settings = Settings(target, given.get("pipeline", Settings.pipeline), given.get("strict", False), tune)
     if target is not None:
         Target.parse(target, known_backends())

@@ -36,8 +36,8 @@ class Backend(Protocol):
         Kernels get the best schedules that are known for the device.
         """
 
-    def latency(self, program: Program, graph: Graph, device: Device) -> Latency | str:
-        """The time of one call of the graph with small sizes, as the sum of its regions measured here, or why not."""
+    def latency(self, program: Program, graph: Graph, device: Device, context: int) -> Latency | str:
+        """The time of one call of the graph at `timed_sizes`, as the sum of its regions measured here, or why not."""
 
     def load(self, blobs: Mapping[str, bytes], device: Device) -> GraphKernel:
         """A kernel that runs the graph. Raises MissingFeature where this host cannot run it."""

@@ -24,6 +24,7 @@ from typing import ClassVar
 from irx.analysis.calibration import Calibration as Calibration
 from irx.errors import CalibrationNeeded
 from irx.ir.program import Program
+from irx.pipeline.latency import CONTEXT
 from irx.rewrite.check import Evaluate as Evaluate
 from irx.rewrite.report import Fuel
 from irx.rewrite.report import NearMiss as NearMiss
@@ -65,6 +66,8 @@ class Context:
     evaluate: Evaluate
     max_batch: int = 16
     max_length: int = 2048
+    context: int = CONTEXT
+    """Tokens that steps are timed behind."""
     fuel: Fuel = field(default_factory=Fuel)
     layouts: frozenset[str] = frozenset({"dense", "blocked"})
     """Layouts of a cache that are read without a detour where the program will run."""

@@ -10,7 +10,7 @@ from irx.tuning.report import Decision, TaskReport, Trial, TuneReport
 from irx.tuning.row import Row, faster, read_document, write_document
 from irx.tuning.space import Choice, Knob, Schedule, Space
 from irx.tuning.task import Fingerprint, Outcome, Task, TaskKey
-from irx.tuning.tuner import EFFORTS, Effort, tune
+from irx.tuning.tuner import EFFORTS, Effort, check_effort, tune
 
 __all__ = [
     "Choice",
@@ -18,6 +18,7 @@ __all__ = [
     "Decision",
     "EFFORTS",
     "Effort",
+    "check_effort",
     "Fingerprint",
     "Knob",
     "Merged",

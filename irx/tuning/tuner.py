@@ -49,6 +49,12 @@ EFFORTS: Mapping[str, Effort] = {
 }
 
 
+def check_effort(tune: str) -> None:
+    """Raises UnknownOption for an effort of tuning that does not exist."""
+    if tune not in ("none", *EFFORTS):
+        raise UnknownOption(tune, ("none", *EFFORTS), where="tune")
+
+
 def tune(
     tasks: Sequence[Task],
     device: Device,

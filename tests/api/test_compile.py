@@ -61,6 +61,15 @@ def test_a_text_file_without_arrays_names_the_weight(tmp_path: Path) -> None:
         irx.compile(tmp_path / "model.irx", target="torch")
 
 
+@pytest.mark.parametrize("context", [0, 64, 2.5])
+def test_a_context_behind_which_there_is_no_room_for_a_step(context: Any) -> None:
+    made = program()
+    made.meta["max_length"] = 64
+    irx.compile(made, target="torch", context=63)
+    with pytest.raises(UnsupportedArgument, match="is no number of tokens from 1 to 63"):
+        irx.compile(made, target="torch", context=context)
+
+
 @pytest.mark.parametrize("wrong", [3, None, object()])
 def test_what_is_no_model(wrong: Any) -> None:
     with pytest.raises(NotAModule):

@@ -109,7 +109,7 @@ def test_a_disturbed_time_is_taken_again() -> None:
 
 def test_times_that_cannot_be_measured_are_predicted() -> None:
     one = evaluator(clock=lambda made: "there is no such device here")
-    assert one("").seconds == pytest.approx(floor_seconds(program(), context().device))
+    assert one("").seconds == pytest.approx(floor_seconds(program(), context()))
     assert one.remarks == [
         "search: times are predicted from bytes and operations, not measured: there is no such device here"
     ]
@@ -204,9 +204,10 @@ def test_the_time_of_prompts_counts_where_a_search_wants_it() -> None:
     found = replace(evaluator(), program=made, clock=lambda part: Latency(1e-3 if PREFILL in part.graphs else 2e-3, 0))
     assert found("").seconds == pytest.approx(2e-3)
     assert replace(found, prompt=64.0)("").seconds == pytest.approx(2e-3 + 0.5e-3)
-    units = [Unit("depth", ("a",)), Unit("tokens", ("b",), prompts=True)]
-    assert [Search().wants(unit) for unit in units] == [True, False]
-    assert [Search(prompt=1.0, families=("tokens",)).wants(unit) for unit in units] == [False, True]
+    units = [Unit("depth", ("a",)), Unit("tokens", ("b",), prompts=True), Unit("cache", ("c",), contexts=True)]
+    assert [Search().wants(unit, 128) for unit in units] == [True, False, False]
+    assert [Search().wants(unit, 2048) for unit in units] == [True, False, True]
+    assert [Search(prompt=1.0, families=("tokens",)).wants(unit, 2048) for unit in units] == [False, True, False]
 
 
 def test_parts_of_one_pass_are_joined_and_repaired_once() -> None:

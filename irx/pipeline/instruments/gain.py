@@ -18,15 +18,13 @@ from irx.analysis.footprint import footprint
 from irx.analysis.roofline import node_floor
 from irx.ir.excerpt import main_graph, only
 from irx.ir.program import Program
-from irx.ir.sizes import used_sizes
 from irx.ir.types import KVType
 from irx.ledger import DROPPED, KEPT, Ledger
 from irx.pipeline.base import Context, Effect, Pass, Stage
 from irx.pipeline.instruments.base import Instrument, Kept, Verdict
-from irx.pipeline.latency import Latency
+from irx.pipeline.latency import ROWS, Latency, timed_sizes
 from irx.pipeline.oracle import reading
 from irx.rewrite.report import Fuel
-from irx.target import Device
 
 Measure: TypeAlias = Callable[[Program], "Latency | str"]
 """The latency of one step of a program's main graph on the device, or why it is not measured."""
@@ -36,7 +34,6 @@ Part: TypeAlias = Callable[[Program], Program]
 LEAST = 0.2  # of a step: a pass is dropped for losses larger than this, and than twice the noise; the sum of regions
 # timed alone is no closer to the time of the step
 WORTH = 0.01  # of a step or a prompt: what a lossy pass that saves no bytes has to gain
-CONTEXT = 128  # tokens that states hold, and rows of graphs without one, where time is predicted
 PROMPT = "prefill"
 FIRST = Stage.DEPTH  # passes before it make the program what every backend can run
 
@@ -76,7 +73,7 @@ class Gain(Instrument):
         noise = (new.noise**2 + old.noise**2) ** 0.5
         self.gains[step.step] = Latency(new.seconds - old.seconds, noise)
         if step.one.effect is Effect.LOSSY:
-            self.predicted[step.step] = old.seconds * (modelled(full, ctx.device) / modelled(without, ctx.device) - 1)
+            self.predicted[step.step] = old.seconds * (modelled(full, ctx) / modelled(without, ctx) - 1)
 
     def end(self, passes: Sequence[Pass], ledger: Ledger) -> None:
         """Enter the gains, each in the first row of its pass."""
@@ -130,14 +127,14 @@ class Gain(Instrument):
         old, new = self.measure(without), self.measure(full)
         if isinstance(old, str) or isinstance(new, str) or new.seconds < (1 - WORTH) * old.seconds:
             return None
-        return f", a prompt of {CONTEXT} tokens {(new.seconds - old.seconds) * 1e6:+.0f} us"
+        return f", a prompt of {ROWS} tokens {(new.seconds - old.seconds) * 1e6:+.0f} us"
 
 
-def modelled(program: Program, device: Device) -> float:
+def modelled(program: Program, ctx: Context) -> float:
     """Seconds that the cost model has for a step: every region at the slower of its bytes and operations."""
     (graph,) = main_graph(program).graphs.values()
-    sizes = {name: 1 if name in ("B", "R") else CONTEXT for name in (*used_sizes(graph), "T")}
-    return sum(node_floor(node, device, sizes).seconds for node in graph.nodes) or 1.0
+    sizes = timed_sizes(graph, ctx.context)
+    return sum(node_floor(node, ctx.device, sizes).seconds for node in graph.nodes) or 1.0
 
 
 def _smaller(before: Program, after: Program, tokens: int) -> bool:

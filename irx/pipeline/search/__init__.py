@@ -9,4 +9,5 @@ from irx.pipeline.search.levels import ranked as ranked
 from irx.pipeline.search.levels import ranks as ranks
 from irx.pipeline.search.levels import units_of as units_of
 from irx.pipeline.search.settings import Search as Search
+from irx.pipeline.search.settings import check_search as check_search
 from irx.pipeline.search.settle import settle as settle

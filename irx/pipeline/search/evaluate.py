@@ -16,16 +16,14 @@ from irx.analysis.roofline import graph_floor
 from irx.errors import IRXError
 from irx.ir.excerpt import main_graph, only
 from irx.ir.program import Program
-from irx.ir.sizes import used_sizes
 from irx.ledger import KEPT, NO_MATCH, Ledger
 from irx.pipeline.base import Context, Effect, Pass, Stage
 from irx.pipeline.index import PassIndex
-from irx.pipeline.latency import Latency
+from irx.pipeline.latency import ROWS, Latency, timed_sizes
 from irx.pipeline.options import spell
 from irx.pipeline.pipeline import Pipeline
 from irx.pipeline.runner import run
 from irx.pipeline.search.outcome import Outcome, unusable
-from irx.target import Device
 
 Quality: TypeAlias = Callable[[Program, bool], Mapping[str, float]]
 """The figures of a program: by what `forward` computes, or by what decoding does."""
@@ -36,8 +34,6 @@ logger = logging.getLogger(__name__)
 PREFILL = "prefill"
 DISTURBED, AGAIN = 0.3, 2  # of a time: noise beyond it is somebody else's; how often such a time is taken again
 MOST_MADE = 12  # programs that are kept, each with the weights that its passes made
-CAPACITY = "T"  # what the size of states that state none is called
-CONTEXT = 128  # tokens that states hold, and rows of graphs without one, where time is predicted
 
 
 @dataclass
@@ -96,13 +92,13 @@ class Evaluator:
     def _measured(self, made: _Made) -> Outcome:
         found = self._latency(made.program)
         if made.decoding and found.seconds >= self._unchanged.seconds:
-            return unusable(f"no faster at a context of {CONTEXT} tokens: {1e3 * found.seconds:.3g} ms a step")
+            return unusable(f"no faster at a context of {self.ctx.context} tokens: {1e3 * found.seconds:.3g} ms a step")
         return Outcome(found.seconds, dict(self.quality(made.program, made.decoding)), noise=found.noise)
 
     def _glanced(self, made: _Made) -> Outcome:
         if self.glances is None or made.decoding:
             return Outcome(0.0)
-        seconds = self._correction * floor_seconds(made.program, self.ctx.device)
+        seconds = self._correction * floor_seconds(made.program, self.ctx)
         return Outcome(seconds, dict(self.glances(made.program, False)))
 
     @cached_property
@@ -133,7 +129,7 @@ class Evaluator:
         step = self._timed(main_graph(changed))
         if not self.prompt or PREFILL not in changed.graphs:
             return step
-        prefill, weight = self._timed(only(changed, PREFILL)), self.prompt / CONTEXT
+        prefill, weight = self._timed(only(changed, PREFILL)), self.prompt / min(self.ctx.context, ROWS)
         noise = (step.noise**2 + (weight * prefill.noise) ** 2) ** 0.5
         return Latency(step.seconds + weight * prefill.seconds, noise)
 
@@ -153,14 +149,14 @@ class Evaluator:
             return found
         remark = f"search: times are predicted from bytes and operations, not measured: {found}"
         self.remarks += [remark] if remark not in self.remarks else []
-        return Latency(self._correction * floor_seconds(fused, self.ctx.device), 0.0)
+        return Latency(self._correction * floor_seconds(fused, self.ctx), 0.0)
 
     @cached_property
     def _correction(self) -> float:
         """The measured time of the unchanged program over the predicted one; 1 where nothing is measured."""
         fused = self._fused(main_graph(self.normalized))
         found = self.clock(fused)
-        return found.seconds / floor_seconds(fused, self.ctx.device) if isinstance(found, Latency) else 1.0
+        return found.seconds / floor_seconds(fused, self.ctx) if isinstance(found, Latency) else 1.0
 
     def _passes(self, text: str) -> tuple[Pass, ...]:
         return joined(self.base, text, self.index).passes
@@ -183,11 +179,10 @@ def joined(base: str, text: str, index: PassIndex) -> Pipeline:
     return Pipeline(tuple(passes))
 
 
-def floor_seconds(program: Program, device: Device) -> float:
+def floor_seconds(program: Program, ctx: Context) -> float:
     """The least time of one step on the device, by the bytes it moves and the operations it does."""
     (graph,) = program.graphs.values() if len(program.graphs) == 1 else main_graph(program).graphs.values()
-    sizes = {name: 1 if name in ("B", "R") else CONTEXT for name in (*used_sizes(graph), CAPACITY)}
-    return graph_floor(graph, device, sizes).seconds
+    return graph_floor(graph, ctx.device, timed_sizes(graph, ctx.context)).seconds
 
 
 def _problem(ledger: Ledger) -> str:

@@ -24,13 +24,14 @@ class Unit:
     """Passes that exclude each other. Level 0 is none of them, level i is `levels[i - 1]`, as text of a pipeline.
 
     `fine` units, of which there are many, are tried when the others have given a first answer. What a unit with
-    `prompts` gains, only prompts show.
+    `prompts` gains, only prompts show; what one of `contexts` gains, only steps behind many tokens.
     """
 
     family: str
     levels: tuple[str, ...]
     fine: bool = False
     prompts: bool = False
+    contexts: bool = False
 
 
 STAGES = ("depth", "tokens", "attention", "cache", "weights")
@@ -46,9 +47,9 @@ REPAIRED = " | repair-output"
 THE_REST = " | quantize-weights{bits=8}"  # embedding and LM head, which 4 bits leave as they are
 _CODES_WITH_TAIL = tuple(f"kv-quantize{{scheme=kivi, bits={bits}}}" for bits in (4, 2))
 _RING = "kv-ring{window=256}"
-# These exclude each other, and gain where contexts are longer than their tails and windows, or prompts long. Codes and
-# rings are judged by `forward`, which they change alike; evictions teacher-forced behind the first half of each window,
-# which is the prompt that loses tokens (`irx.analysis.quality`).
+# These exclude each other, and gain where contexts are longer than their tails and windows. Codes and rings are judged
+# by `forward`, which they change alike; evictions teacher-forced behind the first half of each window, which is the
+# prompt that loses tokens (`irx.analysis.quality`).
 
 # Data: a method joins the search by a line here.
 TABLE: Sequence[Unit] = (
@@ -58,7 +59,7 @@ TABLE: Sequence[Unit] = (
     Unit("attention", tuple(f"share-attention{{threshold={least}}}{REPAIRED}" for least in (0.95, 0.9, 0.8))),
     Unit("cache", ("kv-quantize{bits=8}", "kv-quantize{bits=4}")),
     Unit(
-        "cache", (*_CODES_WITH_TAIL, *(f"kv-evict{{keep={share}}}" for share in (0.5, 0.3, 0.2)), _RING), prompts=True
+        "cache", (*_CODES_WITH_TAIL, *(f"kv-evict{{keep={share}}}" for share in (0.5, 0.3, 0.2)), _RING), contexts=True
     ),
     Unit("weights", tuple(f"slice-ffn{{keep={share}}}" for share in (0.95, 0.9, 0.8))),
     Unit("weights", tuple(f"lowrank-weights{{rank={share}}}" for share in (0.6, 0.45, 0.3))),

@@ -6,9 +6,12 @@ irx.compile(model, budget=irx.Budget(kl=0.05), data=texts, search=irx.Search(min
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from irx.errors import BadOption
+from irx.errors import BadOption, UnsupportedArgument
 from irx.pipeline.search.levels import STAGES, Unit
+
+LONG = 512  # tokens behind which caches are what steps read
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,7 @@ class Search:
     """How long to search and how: at most about `minutes`, `population` offspring in a generation, all from `seed`.
 
     `prompt` is how many tokens of prompts there are for every token that is written: 0 looks at decode steps alone.
+    Behind `context` tokens, as `irx.compile` says, rings, evictions and codes with tails are tried from 512 on.
     `families` are those of depth, tokens, attention, cache and weights that are searched, all where none is named. The
     limit is looked at between two candidates, so the last one may end after it. Equal seeds give equal searches, as far
     as equal programs are measured to be equally fast. Raises BadOption for values that no search can have.
@@ -38,6 +42,15 @@ class Search:
             if family not in STAGES:
                 raise BadOption(f"families has {family!r}, but there are {', '.join(STAGES)}")
 
-    def wants(self, unit: Unit) -> bool:
-        """True for a unit that this search tries."""
-        return (not self.families or unit.family in self.families) and (self.prompt > 0 or not unit.prompts)
+    def wants(self, unit: Unit, context: int) -> bool:
+        """True for a unit that this search tries, of steps behind so many tokens."""
+        shown = (self.prompt > 0 or not unit.prompts) and (context >= LONG or not unit.contexts)
+        return shown and (not self.families or unit.family in self.families)
+
+
+def check_search(search: Any, budget: Any) -> None:
+    """Raises UnsupportedArgument for what is no Search, and for one without a budget to search under."""
+    if search is not None and not isinstance(search, Search):
+        raise UnsupportedArgument(f"search={search!r} is no Search", fix="irx.Search(minutes=5)")
+    if search is not None and budget is None:
+        raise UnsupportedArgument("search= without a budget", fix="pass budget= and data= as well")

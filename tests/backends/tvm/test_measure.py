@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 import irx
 from irx.backends.regions.lowered import Choices, default_schedule
 from irx.backends.tvm import measure
 from irx.backends.tvm.codegen import missing
-from irx.pipeline.latency import Latency
+from irx.pipeline.latency import Latency, timed_sizes
+from irx.runtime.kv import KVState
 from irx.target import host_cpu
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
@@ -41,3 +43,31 @@ def test_a_disturbed_time_is_not_kept(noise: float, timed: int, monkeypatch: pyt
     measure._disturbed.clear()  # as in another process
     measure.latency(graph, host_cpu(), Choices(host_cpu(), default_schedule))
     assert len(made) == timed + (noise > measure.STEADY)
+
+
+STATES = """\
+program @one {
+  size B in [1, 4]
+  size S in [1, 64]
+  graph @decode(%q: f32[B, 2, S, 8], %pos: i64[B, S], %kv: kv<heads=2, dim=8, dense, f32MORE>) -> (y: f32[B, 2, S, 8]) {
+    %y = irx.kv_attention(%q, %kv, %pos) {scale=0.5} : f32[B, 2, S, 8]
+    return %y
+  }
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "held"), [("", 4096), (", kept=0.25", 1024), (", window=100, sinks=4", 99), (", page=64", 4096)]
+)
+def test_states_that_are_timed_hold_what_their_types_leave_of_the_context(more: str, held: int) -> None:
+    graph = irx.parse(STATES.replace("MORE", more)).graphs["decode"]
+    sizes = timed_sizes(graph, 4096)
+    assert sizes == {"B": 1, "S": 128, "T": 4096}
+    _, pos, state = (measure._input(value, sizes, graph) for value in graph.inputs)
+    assert isinstance(state, KVState) and isinstance(pos, torch.Tensor)
+    assert (state.lengths, int(pos.max())) == ((held,), held - 1)
+
+
+def test_graphs_without_states_are_timed_with_as_many_rows() -> None:
+    assert timed_sizes(irx.parse(PROGRAM.replace("WIDTH", "8")).graphs["forward"], 300)["S"] == 300
