@@ -326,10 +326,7 @@ def load_kernel(backend: str, blobs: Mapping[str, bytes], target: str) -> GraphK
         device = _present(Target.parse(target, known_backends()).device)
     except DeviceNotFound as error:
         raise NoGpu(f"the artifact was compiled for {target}: {error.what}", fix=error.fix) from error
-    found = find_backend(backend)
-    restore = getattr(found, "restore", found.load)  # of a backend whose kernels may have to be built again here
-    made: GraphKernel = restore(blobs, device)
-    return made
+    return find_backend(backend).restore(blobs, device)
 
 
 # --- details --------------------------------------------------------------------------------------------------------

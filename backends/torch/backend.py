@@ -55,5 +55,9 @@ class TorchBackend:
         (graph,) = parse(blobs[FILE].decode(), FILE).graphs.values()
         return Plan(graph, torch.device(device.place))
 
+    def restore(self, blobs: Mapping[str, bytes], device: Device) -> Plan:
+        """The same: torch has kernels for every device."""
+        return self.load(blobs, device)
+
 
 BACKEND = TorchBackend()

@@ -13,7 +13,7 @@ from irx.target import Device
 
 
 class Backend(Protocol):
-    """Four methods; `load` imports no code generator, so that a saved model runs without one."""
+    """What a backend does; `load` imports no code generator, so that a saved model runs without one."""
 
     name: str
     layouts: frozenset[str]
@@ -41,3 +41,9 @@ class Backend(Protocol):
 
     def load(self, blobs: Mapping[str, bytes], device: Device) -> GraphKernel:
         """A kernel that runs the graph. Raises MissingFeature where this host cannot run it."""
+
+    def restore(self, blobs: Mapping[str, bytes], device: Device) -> GraphKernel:
+        """As `load`, of an artifact that was perhaps made for another device of its kind: kernels may be built again.
+
+        Raises MissingFeature where the graph cannot be run here.
+        """
