@@ -33,7 +33,7 @@ from irx.pipeline.base import Context, Effect, Pass, Report, Stage
 class KvPaged(Pass):
     """Store keys and values in pages of `page` tokens, of which a session and its forks have `pages` at most.
 
-    CPU kernels read 64 keys at once and so pages that are multiples of it; GPU kernels and torch read pages of any size.
+    CPU kernels read 64 keys at once and so pages that are multiples of it; GPU kernels and torch read any size.
     """
 
     page: int = 64

@@ -17,12 +17,25 @@ def states_of(graph: Graph) -> list[Value]:
 
 
 def versions(graph: Graph, state: Value) -> Iterator[Value]:
-    """A state and what it becomes, one after the other."""
+    """A state and what it becomes, one after the other, through fusions as well."""
     yield state
     for node in graph.users(state):
-        for value in node.outputs:
-            if isinstance(value.type, KVType):
-                yield from versions(graph, value)
+        for value in _next_versions(node, state):
+            yield from versions(graph, value)
+
+
+def given_as(node: Node, body: Graph, value: Value) -> list[Value]:
+    """The inputs of a fusion's body that stand for a value."""
+    return [own for own, given in zip(body.inputs, node.inputs, strict=True) if given is value]
+
+
+def _next_versions(node: Node, state: Value) -> list[Value]:
+    """What a node makes of a state; the body of a fusion tells which of its states that is."""
+    body = body_of(node)
+    if body is None:
+        return [value for value in node.outputs if isinstance(value.type, KVType)]
+    later = {version for own in given_as(node, body, state) for version in versions(body, own)}
+    return [outer for own, outer in zip(body.outputs, node.outputs, strict=True) if own in later]
 
 
 def users(graph: Graph, state: Value) -> list[Node]:

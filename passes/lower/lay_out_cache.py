@@ -21,7 +21,6 @@ dtypes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from irx.ir.codes import tailed
@@ -29,7 +28,7 @@ from irx.ir.graph import Graph, Loc, Node, Value
 from irx.ir.program import Program
 from irx.ir.regions import body_of
 from irx.ir.types import KVType
-from irx.passes.cache.versions import states_of
+from irx.passes.cache.versions import given_as, states_of, versions
 from irx.pipeline.base import Context, Effect, NearMiss, Pass, Report, Site, Stage
 
 STORAGES = ("f32", "bf16", "i8", "token8", "token4")
@@ -80,7 +79,7 @@ def _obstacle(graph: Graph, state: Value) -> NearMiss | None:
         return NearMiss(graph.name, place, f"pages of {kv.page} slots are no whole tiles of {TILE}")
     if kv.heads != kv.value_heads:
         return NearMiss(graph.name, place, f"{kv.heads} heads of keys, but {kv.value_heads} of values")
-    for value in _versions(graph, state):
+    for value in versions(graph, state):
         for node in graph.users(value):
             found = _odd_user(node, value)
             if found is not None:
@@ -93,26 +92,9 @@ def _odd_user(node: Node, value: Value) -> Node | None:
     body = body_of(node)
     if body is None:
         return None if node.op.name in USERS else node
-    inner = [own for own, given in zip(body.inputs, node.inputs, strict=True) if given is value]
-    users = (user for own in inner for version in _versions(body, own) for user in body.users(version))
+    inner = given_as(node, body, value)
+    users = (user for own in inner for version in versions(body, own) for user in body.users(version))
     return next((user for user in users if user.op.name not in USERS), None)
-
-
-def _versions(graph: Graph, state: Value) -> Iterator[Value]:
-    """A state and what it becomes, one after the other."""
-    yield state
-    for node in graph.users(state):
-        for value in _next_versions(node, state):
-            yield from _versions(graph, value)
-
-
-def _next_versions(node: Node, state: Value) -> list[Value]:
-    body = body_of(node)
-    if body is None:
-        return [value for value in node.outputs if isinstance(value.type, KVType)]
-    inner = [own for own, given in zip(body.inputs, node.inputs, strict=True) if given is state]
-    later = {version for own in inner for version in _versions(body, own)}
-    return [outer for own, outer in zip(body.outputs, node.outputs, strict=True) if own in later]
 
 
 @dataclass
@@ -127,7 +109,7 @@ class _Change:
         """Change a state in all graphs."""
         places = []
         for graph, state in found:
-            for value in list(_versions(graph, state)):
+            for value in list(versions(graph, state)):
                 for node in graph.users(value):
                     places.append((graph.name, node.loc))
                     if body_of(node) is not None:
@@ -151,7 +133,7 @@ class _Change:
 def _blocked_body(body: Graph, indices: tuple[int, ...]) -> Graph:
     copy = body.clone()
     for index in indices:
-        for value in list(_versions(copy, copy.inputs[index])):
+        for value in list(versions(copy, copy.inputs[index])):
             _block(value)
     return copy
 
