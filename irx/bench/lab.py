@@ -73,11 +73,13 @@ class Lab:
         return api.assemble(program, parts, blobs, goal, ledger, source, self.tokenizer if model in NAMES else None)
 
     def source(self, model: str) -> Any:
-        """A model as it is captured: `file`, its module in `f32` or `bf16`, or a shipped shape by name."""
+        """A model as the target has it captured: `file`, its module in `f32` or `bf16`, or a shipped shape by name."""
+        from irx.api import aim, floats_of
         from irx.frontends.sources import read
 
         def make() -> Any:
-            return read(self._named(model), dynamic=True, max_batch=16, max_length=None)
+            floats = floats_of(aim(self.target))
+            return read(self._named(model), activations=floats, dynamic=True, max_batch=16, max_length=None)
 
         return self._keep(("source", model), make)
 
