@@ -10,9 +10,12 @@ from typing import Any
 from irx.bench.baselines.absent import Absent
 from irx.bench.guard import guarded
 from irx.bench.lab import Lab
+from irx.bench.quality import text
 from irx.bench.result import Result
 from irx.bench.timing import Spread
+from irx.ledger import KEPT
 
+CHARACTERS = 20_000  # of the text, half of it for passes that look at data
 PASSES = {
     "3 blocks left out": "skip-layers{policy=list, layers=[10, 15, 20]}",
     "attention shared in pairs": "share-attention{leader=previous, group=2}",
@@ -52,16 +55,21 @@ def _compared(lab: Lab, row: Result) -> Result:
 
 
 def _step(lab: Lab, pipeline: str) -> tuple[Any, float]:
-    """The latency of a step, and what the cost model says of it. Raises Absent where the backend takes no times."""
+    """The latency of a step, and what the cost model says of it. Raises Absent for no times, and a pass not kept."""
     import irx.api as api
+    from irx.analysis.data import split
     from irx.ir.excerpt import main_graph
     from irx.pipeline.base import Context
     from irx.pipeline.instruments.gain import modelled
     from irx.pipeline.latency import CONTEXT
     from irx.pipeline.oracle import Oracle
 
-    goal = api.aim(lab.target)
-    changed, ledger = api.transform(lab.source("f32").program, goal, pipeline, None)
+    goal, captured = api.aim(lab.target), lab.source("f32").program
+    data = split([text()[:CHARACTERS]], captured, lab.tokenizer)
+    changed, ledger = api.transform(captured, goal, pipeline, data)
+    for row in ledger.rows:
+        if row.effect == "lossy" and row.decision != KEPT:
+            raise Absent(f"{row.name}: {row.decision}: {row.reason}")
     program = main_graph(changed)
     (graph,) = program.graphs.values()
     found = api.divide(program, goal, ledger)[graph.name].latency(program, graph, goal.device, CONTEXT)
