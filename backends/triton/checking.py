@@ -40,8 +40,7 @@ def plan_of(program: Program, graph: Graph, step: Step, executor: Executor, devi
         if isinstance(table, Weight):
             program.weights.bind(table.name, partial(_frequencies, int(str(table.shape[0]))))
     bind_random_weights(program.weights)
-    placed = Placed.of(graph)
-    made = Plan(placed, Steps(placed.graph, [step], order=[step.site]), executor, device, {})
+    made = Plan(Placed(graph), Steps(graph, [step], order=[step.site]), executor, device, {})
     made.bind(WeightStore(lambda weight: tensor_of(program.weights, weight), made.device))
     return made
 
@@ -64,7 +63,8 @@ def with_tokens(graph: Graph, inputs: Mapping[str, Any], tokens: int) -> dict[st
         return dict(inputs)
     source = np.random.default_rng(1)
     made = dict(inputs)
-    places = {node.operand("pos") for node in graph.nodes if node.op.name in ("kv_append", "kv_attention")}
+    nodes = [node for node in graph.nodes if node.op.name in ("kv_append", "kv_attention")]
+    places = {node.operand(name) for node in nodes for name in ("pos", "slots")}
     for value in graph.inputs:
         given = made[value.name]
         if isinstance(given, KVArrays):

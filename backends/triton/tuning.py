@@ -22,7 +22,6 @@ from irx import __version__
 from irx.analysis.occupancy import Block
 from irx.backends.regions.asked import Asked, Chooser, Knobs, Tunables
 from irx.backends.regions.lowered import Choices
-from irx.backends.regions.slots import Placed
 from irx.backends.regions.steps import Lowering, Step
 from irx.backends.triton.checking import error, inputs_of, limit_of, plan_of
 from irx.backends.triton.compiling import compile_kernels, triton_version, try_kernels
@@ -102,7 +101,7 @@ def _candidate(text: str, device: Device, chooser: Chooser) -> tuple[Program, Gr
     """The region of a text with its kernels. Raises IRXError."""
     program = parse(text)
     (graph,) = program.graphs.values()
-    (step,) = _lowering(device)(chooser).steps(Placed.of(graph).graph).steps
+    (step,) = _lowering(device)(chooser).steps(graph).steps
     if step.lowered is None:
         raise IRXError(step.reason)
     return program, graph, step
