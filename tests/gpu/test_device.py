@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import irx
+from irx.backends import find_backend
 from irx.backends.triton.driver import Driver, Function, open_driver
 from irx.bench.programs import shape
 from irx.target import host_gpu
@@ -33,12 +34,15 @@ program @small {
 """
 
 
-@pytest.fixture(scope="module")
-def target() -> str:
+@pytest.fixture(scope="module", params=["triton", "tvm_cuda"])
+def target(request: pytest.FixtureRequest) -> str:
+    """This machine's GPU by either path."""
     device = host_gpu()
     if device is None:
         pytest.skip("no device file is near to this machine's GPU")
-    return device.name
+    if (reason := find_backend(request.param).missing(device)) is not None:
+        pytest.skip(reason)
+    return f"{request.param}:{device.name}"
 
 
 def weights(program: irx.Program) -> None:
@@ -59,7 +63,7 @@ def test_a_fused_product_is_right(target: str, rows: int) -> None:
 
 def test_decoding_agrees_with_torch_and_is_captured(target: str) -> None:
     program = shape("smollm2-135m")
-    fast, slow = irx.compile(program, target=target), irx.compile(program, target=f"torch:{target}")
+    fast, slow = irx.compile(program, target=target), irx.compile(program, target=f"torch:{target.partition(':')[2]}")
     ids = torch.randint(0, 49152, (1, 40), generator=torch.Generator().manual_seed(0)).cuda()
     sessions = [fast.session(), slow.session()]
     for start, end in [(0, 20), *((i, i + 1) for i in range(20, 40))]:
