@@ -18,7 +18,16 @@ LEDGER = Ledger(
         Row(2, "fuse-norm", "fuse", "rounding", REFUSED, seconds=0.5, bytes=-1024, reason="wrong | bad"),
     ],
     ["GGUF weights run with A16"],
-    Summary("torch", "cpu-generic", "raise-norm", "f32", {"linear": 3}, {"aten.histc": 2}, {"%x": "no kernel"}, 1e-12),
+    Summary(
+        backend="torch",
+        device="cpu-generic",
+        pipeline="raise-norm",
+        dtype="f32",
+        operations={"linear": 3},
+        calls={"aten.histc": 2},
+        fallbacks={"%x": "no kernel"},
+        error=1e-12,
+    ),
 )
 
 
