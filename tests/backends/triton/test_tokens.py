@@ -15,33 +15,20 @@ from irx.backends.triton.templates import match_tokens, merge_tokens
 from irx.ir.graph import Graph
 from irx.ir.types import TensorType
 from irx.ir.weights import Weights
+from tests.backends.token_cases import body, cases_of, check
 from tests.backends.triton.lowered_run import choices, run_lowered
-from tests.ops.cases import Case, all_cases
+from tests.ops.cases import Case
 from tests.passes.small_models import WORDS, encoder
 
-CASES = [(case, dtype) for case in all_cases() if case.op in TEMPLATES for dtype in case.dtypes]
-LIMITS = {"f32": 1e-5, "bf16": 1e-2, "f16": 1e-3}
+CASES = cases_of(TEMPLATES)
 
 
 @pytest.mark.parametrize(("case", "dtype"), CASES, ids=[f"{case}-{dtype}" for case, dtype in CASES])
 def test_a_kernel_computes_what_the_reference_says(case: Case, dtype: str) -> None:
-    arrays, graph = case.arrays(dtype), Graph("tokens")
-    operands = [
-        None if kind is None else graph.add_input(f"x{i}", kind)
-        for i, kind in enumerate(case.types(arrays))
-        if kind is None or isinstance(kind, TensorType)
-    ]
-    node = graph.add(case.op, operands, case.attrs)
-    graph.set_outputs({f"y{i}": value for i, value in enumerate(node.outputs)})
-    given = {f"x{i}": array for i, array in enumerate(arrays) if array is not None}
+    graph, given = body(case, dtype)
     lowered = rule(graph, choices())
     assert lowered is not None
-    found = run_lowered(lowered, graph, given)
-    for made, wanted in zip(found.values(), evaluate(graph, given, {}, Weights()), strict=True):
-        finite = np.isfinite(wanted)
-        assert np.array_equal(np.asarray(made, np.float64)[~finite], wanted[~finite])
-        error = np.abs(np.asarray(made, np.float64) - wanted)[finite].max(initial=0)
-        assert error <= LIMITS[dtype] * np.abs(wanted[finite]).max(initial=0), case
+    check(graph, given, run_lowered(lowered, graph, given), dtype)
 
 
 def test_every_op_has_a_case() -> None:

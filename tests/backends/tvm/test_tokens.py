@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import pytest
 import torch
 
 import irx
-from irx.analysis.reference import evaluate
 from irx.backends.tvm.codegen import missing
 from irx.backends.tvm.rules.tokens import TEMPLATES, rule
-from irx.ir.graph import Graph
-from irx.ir.types import TensorType
-from irx.ir.weights import Weights
+from tests.backends.token_cases import body, cases_of, check
 from tests.backends.tvm.lowered_run import choices, prepare, run_lowered
-from tests.ops.cases import Case, all_cases
+from tests.ops.cases import Case
 from tests.passes.small_models import WORDS, encoder
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
-CASES = [(case, dtype) for case in all_cases() if case.op in TEMPLATES for dtype in case.dtypes]
-LIMITS = {"f32": 1e-5, "bf16": 1e-2}
-
-
-def body(case: Case, dtype: str) -> tuple[Graph, dict[str, Any]]:
-    """A region of the one op, and its operands by name."""
-    arrays, graph = case.arrays(dtype), Graph("tokens")
-    operands = [
-        None if kind is None else graph.add_input(f"x{i}", kind)
-        for i, kind in enumerate(case.types(arrays))
-        if kind is None or isinstance(kind, TensorType)
-    ]
-    node = graph.add(case.op, operands, case.attrs)
-    graph.set_outputs({f"y{i}": value for i, value in enumerate(node.outputs)})
-    return graph, {f"x{i}": array for i, array in enumerate(arrays) if array is not None}
+CASES = cases_of(TEMPLATES)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,11 +32,7 @@ def test_a_kernel_computes_what_the_reference_says(case: Case, dtype: str, threa
     lowered = rule(graph, choices())
     assert lowered is not None
     found = run_lowered(lowered, graph, arrays, threads=threads)
-    for made, wanted in zip(found.values(), evaluate(graph, arrays, {}, Weights()), strict=True):
-        finite = np.isfinite(wanted)
-        assert np.array_equal(np.asarray(made, np.float64)[~finite], wanted[~finite])
-        error = np.abs(np.asarray(made, np.float64) - wanted)[finite].max(initial=0)
-        assert error <= LIMITS[dtype] * np.abs(wanted[finite]).max(initial=0), case
+    check(graph, arrays, found, dtype)
 
 
 def test_every_op_has_a_case() -> None:
