@@ -11,7 +11,7 @@ import irx
 from irx.backends.triton.backend import BACKEND, CHOICES
 from irx.backends.triton.compiling import missing
 from irx.backends.triton.knobs import VALUES, task
-from irx.backends.triton.tuning import cut_down
+from irx.backends.triton.tuning import cut_down, model
 from irx.errors import DeviceNotFound
 from irx.target import devices, find_device
 from irx.tuning import Database, Decision, Effort, Fingerprint, Row, Schedule, Task, tune
@@ -29,6 +29,20 @@ program @small {
   graph @forward(%x: bf16[B, 576]) -> (y: bf16[B, 192]) {
     %y = irx.fusion(%x, $w) {body=@r} : bf16[B, 192]
     return %y
+  }
+}
+"""
+STEP = """
+program @step {
+  size B in [1, 16]
+  region @r(%x: f32[B, 2, 1, 16], %pos: i64[B, 1], %kv: KV) -> (y: f32[B, 2, 1, 16], kv1: KV) {
+    %kv1 = irx.kv_append(%kv, %x, %x, %pos) : KV
+    %y = irx.kv_attention(%x, %kv1, %pos) {scale=0.25} : f32[B, 2, 1, 16]
+    return %y, %kv1
+  }
+  graph @decode(%x: f32[B, 2, 1, 16], %pos: i64[B, 1], %kv0: KV) -> (y: f32[B, 2, 1, 16], kv0: KV) {
+    %y, %kv1 = irx.fusion(%x, %pos, %kv0) {body=@r} : (f32[B, 2, 1, 16], KV)
+    return %y, %kv1
   }
 }
 """
@@ -81,6 +95,16 @@ def test_a_kernel_is_chosen_by_the_model_and_the_row_says_so(tmp_path: Path, mon
     choices = json.loads(BACKEND.build(program, program.graphs["forward"], A100)[CHOICES])
     assert list(choices["schedules"].values()) == [dict(row.schedule)]
     assert "modelled" in next(iter(choices["origins"].values()))
+
+
+@needs_triton
+def test_a_step_over_a_cache_whose_slots_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IRX_CACHE_DIR", str(tmp_path))
+    program = irx.parse(STEP.replace("KV", "kv<heads=2, dim=16, dense, f32, prefix=shared>"))
+    (one,) = (t for t in BACKEND.spaces(program, program.graphs["decode"], A100) if "decode" in t.key.template)
+    outcome = model(dict(one.args), one.default().replace("split", 2).replace("tokens", 16))
+    assert outcome.seconds
+    assert outcome.refusal == ""
 
 
 @needs_triton
