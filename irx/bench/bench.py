@@ -52,15 +52,20 @@ def run(
     threads: int = 2,
     rounds: int = 10,
     quick: bool = False,
+    only: str = "",
     tell: Callable[[str], object] = lambda line: None,
 ) -> list[Result]:
-    """The results of the named families, without names of all but the long ones; `tell` hears what is being done.
+    """The results of the named families, without names of all but the long ones; `only` leaves those whose titles have
+    these words, `tell` hears what is being done.
 
-    Raises UnknownOption for a family there is not, ModelNotFound without the model.
+    Raises UnknownOption for a family or words that there are not, ModelNotFound without the model.
     """
     import torch
 
-    chosen = [family for name in names or _usual() for family in families(name)]
+    known = [family for name in names or _usual() for family in families(name)]
+    chosen = [family for family in known if only in family.title]
+    if not chosen:
+        raise UnknownOption(only, [family.title for family in known], where="--only")
     lab = Lab(_path(model), target, threads, *((QUICK_ROUNDS, 0.05) if quick else (rounds, 0.2)), tell)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

@@ -20,6 +20,7 @@ examples:
   irx bench attention --quick --json
   irx bench --target cuda --output docs/gpu.md
   irx bench kv tokens --quick
+  irx bench kv --only "language model, a context of 8192"
   irx bench orderings
 """
 
@@ -46,6 +47,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=2, help="threads of every candidate (default 2)")
     parser.add_argument("--rounds", type=int, default=10, help="turns of every candidate (default 10)")
     parser.add_argument("--output", help="of --target cuda: a file for the table, with device, versions and day")
+    parser.add_argument("--only", default="", metavar="WORDS", help="what has these words in its title")
     parser.add_argument("--quick", action="store_true", help="few and short turns: to see that it works")
     add_json(parser)
 
@@ -64,6 +66,7 @@ def run(arguments: Namespace) -> None:
         threads=arguments.threads,
         rounds=arguments.rounds,
         quick=arguments.quick,
+        only=arguments.only,
         tell=say,
     )
     if arguments.json:

@@ -21,6 +21,8 @@ from irx.bench.race import Candidate, Race, Ready, Row
 from irx.bench.result import Result, single
 
 CONTEXTS = (512, 2048, 8192)
+NEEDLES = {512: 8, 2048: 4, 8192: 1}
+"""Needles at every depth: prompts take long."""
 QUICK_CONTEXTS = (512,)
 QUICK_LAYOUTS = ("4-bit token", "2-bit kivi", "snapkv 20 %")  # of the large model
 ROOM = 256  # tokens of a context that are left for what is appended
@@ -150,7 +152,7 @@ class Layouts:
 
     def _known(self, lab: Lab, dense: Entered) -> Known:
         """Recall of the full cache first: where it finds few needles itself, it says nothing of the others."""
-        needles = 1 if lab.quick else 8
+        needles = 1 if lab.quick else NEEDLES[self.context]
         lab.tell(f"  what the dense cache predicts, and {needles} needles at every depth")
         ids = ids_of(dense.fast, self._prompt + CONTINUED)
         predictions = continued(dense.fast, ids, self._prompt)
