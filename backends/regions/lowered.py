@@ -159,12 +159,6 @@ def rows_of(value: Value) -> Dim:
     return total
 
 
-def columns_of(value: Value) -> int | None:
-    """The last axis where it is a number, else None."""
-    last = value.shape[-1] if value.shape else 1
-    return last if isinstance(last, int) else None
-
-
 def default_schedule(template: str, bucket: str, defaults: Mapping[str, Choice]) -> Mapping[str, Choice]:
     """Every template's own defaults."""
     return defaults

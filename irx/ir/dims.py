@@ -141,11 +141,6 @@ def substitute(dim: Dim, mapping: Mapping[str, Dim]) -> Dim:
     return _wrap(dim.expr.xreplace(pairs))
 
 
-def from_sympy(expr: Any) -> Dim:
-    """A dim from a plain sympy expression whose symbols are positive integers."""
-    return _wrap(expr)
-
-
 def is_nonnegative(dim: Dim) -> bool:
     """True when `dim` >= 0 is certain for every positive value of its named sizes."""
     return dim >= 0 if isinstance(dim, int) else bool(dim.expr.is_nonnegative)

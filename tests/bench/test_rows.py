@@ -36,7 +36,7 @@ def test_every_file_of_rows_is_a_family() -> None:
     assert files == set(bench.FAMILIES)
     with pytest.raises(UnknownOption, match=r"'decod'.*did you mean 'decode'"):
         bench.run(["decod"])
-    with pytest.raises(UnknownOption, match="a context of 8193.*known:.*a context of 8192 tokens"):
+    with pytest.raises(UnknownOption, match=r"a context of 8193.*known:.*a context of 8192 tokens"):
         bench.run(["kv"], only="a context of 8193")
 
 
