@@ -64,7 +64,7 @@ def run(
 
     known = [family for name in names or _usual() for family in families(name)]
     chosen = [family for family in known if only in family.title]
-    if not chosen:
+    if only and not chosen:
         raise UnknownOption(only, [family.title for family in known], where="--only")
     lab = Lab(_path(model), target, threads, *((QUICK_ROUNDS, 0.05) if quick else (rounds, 0.2)), tell)
     before = torch.get_num_threads()
