@@ -28,12 +28,12 @@ from irx.errors import IRXError
 from irx.ir.dims import evaluate as number
 from irx.ir.dims import names
 from irx.ir.excerpt import excerpt
-from irx.ir.graph import Graph, Value, Weight
+from irx.ir.graph import Graph, Value
 from irx.ir.printer import print_program
 from irx.ir.program import Program
 from irx.ir.regions import expanded
 from irx.ir.sizes import used_sizes
-from irx.ir.types import TensorType, is_packed
+from irx.ir.types import TensorType, Type, is_packed
 from irx.ops.cache import KVArrays
 from irx.rewrite.check import difference
 from irx.runtime.arrays import run_graph
@@ -97,12 +97,15 @@ def bound_plan(program: Program, graph: Graph, site: Site, step: Step, objects: 
 
 
 def limit_of(step: Step) -> float:
-    """The largest error allowed: by the format of the weights, else by the dtypes of the results."""
-    if any(is_packed(v.dtype) for v in step.site.operands if isinstance(v, Weight)):
-        return PACKED
+    """The largest error allowed: by the dtypes of what goes in and comes out, and the formats of the weights."""
     types = [v.type for v in (*step.site.operands, *step.site.results)]
-    stored = [STORED.get(t.storage, 1e-5) for t in types if not isinstance(t, TensorType)]
-    return max([LIMITS.get(t.dtype, 1e-5) for t in types if isinstance(t, TensorType)] + stored, default=1e-5)
+    return max((_limit(type) for type in types), default=1e-5)
+
+
+def _limit(type: Type) -> float:
+    if not isinstance(type, TensorType):
+        return STORED.get(type.storage, 1e-5)
+    return PACKED if is_packed(type.dtype) else LIMITS.get(type.dtype, 1e-5)
 
 
 def _reason(program: Program, graph: Graph, site: Site, step: Step, objects: Mapping[str, bytes]) -> str | None:

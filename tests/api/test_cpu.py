@@ -370,3 +370,14 @@ def test_kernels_that_an_artifact_never_had_need_the_compiler(
     monkeypatch.setattr(codegen, "missing", lambda: "tvm not installed")
     with pytest.raises(MissingExtra, match="apache-tvm"):
         BACKEND.load(blobs, host_cpu())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_kernels_of_packed_weights_pass_their_check_in_every_dtype(dtype: torch.dtype, bits: int) -> None:
+    """Behind what makes small differences of large sums visible as well: tanh."""
+    model = torch.nn.Sequential(torch.nn.Linear(512, 96), torch.nn.Tanh(), torch.nn.Linear(96, 512)).to(dtype).eval()
+    x = torch.randn(3, 512, dtype=dtype)
+    fast = irx.compile(model, x, target="tvm:cpu", pipeline=f"default | quantize-weights{{bits={bits}, skip=none}}")
+    assert fast.ledger().summary.fallbacks == {}
+    assert fast(x).dtype == dtype
