@@ -1,7 +1,7 @@
 """The time of one call of a graph as the sum of its regions, each timed alone with weights that are not in the cache.
 
-A region is timed once, whatever the number of sites that share it, on so many copies of its weights that they do not
-fit in caches: what is read from memory in the model is read from memory here. Results are kept in the cache.
+A region is timed once, whatever the number of sites that share it, on so many copies of its weights and states that
+they do not fit in caches: what is read from memory in the model is read from memory here. Results are kept on disk.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from irx.analysis.footprint import state_bytes
 from irx.backends.regions.lowered import Choices
 from irx.backends.regions.sites import Site, add_sizes
 from irx.backends.regions.slots import Placed
@@ -80,7 +81,7 @@ def _timing(step: Step, sizes: Mapping[str, int], objects: Mapping[str, bytes]) 
         return Latency(*json.loads(found["timing"]))
     tries = _disturbed.setdefault(key, [])
     if len(tries) < TRIES:
-        tries.append(_timed(ring_of(step), sizes, objects))
+        tries.append(_timed(ring_of(step, sizes.get(CAPACITY, CONTEXT)), sizes, objects))
     made = min(tries, key=lambda one: one.seconds)
     if made.noise <= STEADY * made.seconds:
         store.save(key, {"timing": json.dumps([made.seconds, made.noise]).encode()})
@@ -105,31 +106,36 @@ def times(ring: Steps, sizes: Mapping[str, int], objects: Mapping[str, bytes]) -
     return found
 
 
-def ring_of(step: Step) -> Steps:
-    """The region several times, each with weights of its own."""
+def ring_of(step: Step, context: int = CONTEXT) -> Steps:
+    """The region several times, each with weights and states of its own."""
     graph, node = Graph("ring"), step.site.node
-    shared: dict[Value, Value] = {}
-    for value in dict.fromkeys(step.site.operands):
-        if not isinstance(value, Weight):
-            shared[value] = graph.add_input(value.name, value.type)
+    operands = list(dict.fromkeys(step.site.operands))
+    shared: dict[Value, Value] = {v: graph.add_input(v.name, v.type) for v in operands if not _read_once(v)}
     ring = Steps(graph)
-    for number in range(copies_of(step)):
+    for number in range(copies_of(step, context)):
         mapping = dict(shared)
-        for value in step.site.operands:
+        for value in operands:
             if isinstance(value, Weight):
                 mapping[value] = Weight(f"{value.name}/{number}", value.type)
+            elif _read_once(value):
+                mapping[value] = graph.add_input(f"{value.name}_{number}", value.type)
         made = graph.add_copy(node, mapping)
-        operands = tuple(mapping[value] for value in step.site.operands)
-        site = Site(made, step.site.body, operands, made.outputs)
+        site = Site(made, step.site.body, tuple(mapping[value] for value in step.site.operands), made.outputs)
         ring.order.append(site)
         ring.steps.append(Step(site, step.lowered, step.reason))
     add_sizes(graph)
     return ring
 
 
-def copies_of(step: Step) -> int:
+def _read_once(value: Value) -> bool:
+    """True for what a step of the model reads in one place: weights and states."""
+    return isinstance(value, Weight) or isinstance(value.type, KVType)
+
+
+def copies_of(step: Step, context: int = CONTEXT) -> int:
     """How many times a ring holds the region."""
     size = sum(_bytes(value.tensor) for value in step.site.operands if isinstance(value, Weight))
+    size += sum(state_bytes(v.type, context) for v in step.site.operands if isinstance(v.type, KVType))
     if not size:
         return 1
     most = MOST_BY_TORCH if step.lowered is None else MOST_COPIES if MOST_COPIES * size >= RING else FEW_COPIES
@@ -140,7 +146,8 @@ def _key(step: Step, sizes: Mapping[str, int]) -> CacheKey:
     """What a time depends on: kernels and shapes, threads, and the machine."""
     types = ", ".join(str(value.type) for value in (*step.site.operands, *step.site.results))
     kernels = [kernel.symbol for kernel in kernels_of(step, sizes)]
-    text = json.dumps([step.site.name, types, kernels, copies_of(step), sorted(sizes.items()), torch.get_num_threads()])
+    copies = copies_of(step, sizes.get(CAPACITY, CONTEXT))
+    text = json.dumps([step.site.name, types, kernels, copies, sorted(sizes.items()), torch.get_num_threads()])
     host = host_cpu()
     machine = f"{host.title}, {host.cores} cores"
     return CacheKey("latency", hashlib.sha256(text.encode()).hexdigest(), machine)

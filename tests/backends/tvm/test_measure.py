@@ -9,6 +9,8 @@ import irx
 from irx.backends.regions.lowered import Choices, default_schedule
 from irx.backends.tvm import measure
 from irx.backends.tvm.codegen import missing
+from irx.backends.tvm.steps import Lowering
+from irx.ir.types import KVType
 from irx.pipeline.latency import Latency, timed_sizes
 from irx.runtime.kv import KVState
 from irx.target import host_cpu
@@ -71,3 +73,15 @@ def test_states_that_are_timed_hold_what_their_types_leave_of_the_context(more: 
 
 def test_graphs_without_states_are_timed_with_as_many_rows() -> None:
     assert timed_sizes(irx.parse(PROGRAM.replace("WIDTH", "8")).graphs["forward"], 300)["S"] == 300
+
+
+def test_every_copy_of_a_region_has_a_state_of_its_own() -> None:
+    """So many that they do not fit in caches: a step of the model reads each state once."""
+    graph = irx.parse(STATES.replace("MORE", "").replace("dense", "blocked")).graphs["decode"]
+    (step,) = Lowering(Choices(host_cpu(), default_schedule)).steps(graph).steps
+    held = 4096 * 2 * 2 * 8 * 4
+    assert measure.copies_of(step, 4096) == measure.RING // held
+    ring = measure.ring_of(step, 4096)
+    assert len(ring.steps) == measure.RING // held
+    assert len([value for value in ring.graph.inputs if isinstance(value.type, KVType)]) == len(ring.steps)
+    assert len([value for value in ring.graph.inputs if not isinstance(value.type, KVType)]) == 2
