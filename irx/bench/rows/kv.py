@@ -8,7 +8,6 @@ alone; needles count only at contexts where the full cache finds most of them, w
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -251,15 +250,19 @@ def _allocated(program: Any, layout: Layout) -> int:
 
 
 def _stepping(session: Any, ids: Any) -> Ready:
-    """The last column of ids, again and again; a cache that cannot be taken back keeps it, and stays as large."""
+    """The last column of ids, again and again; a cache that cannot be taken back keeps it, until there is no room."""
     from irx.errors import TokensEvicted
 
-    length = session.length
+    length, spare = session.length, None
 
     def step() -> Any:
+        nonlocal session, spare
         logits = session.append(ids[:, -1:].contiguous())
-        with suppress(TokensEvicted):
+        try:
             session.truncate(length)
+        except TokensEvicted:
+            spare = spare or session.fork()
+            session = spare.fork() if session.length == length + ROOM else session
         return logits
 
     return Ready(step)
