@@ -97,7 +97,8 @@ def times(ring: Steps, sizes: Mapping[str, int], objects: Mapping[str, bytes]) -
     """Seconds of one region, from several runs over a ring of it."""
     plan = Plan(Placed(ring.graph), ring, objects)
     plan.bind(Zeros({w.name: w.tensor for w in _weights(ring)}))
-    inputs = [_input(value, sizes, expanded(ring.graph)) for value in ring.graph.inputs]
+    plain = expanded(ring.graph)
+    inputs = [_input(value, sizes, plain) for value in ring.graph.inputs]
     plan.profile(*inputs)
     found: list[float] = []
     end = time.monotonic() + LONGEST
