@@ -15,11 +15,11 @@ import math
 from collections.abc import Callable, Iterable, MutableMapping
 from typing import TypeAlias
 
+from irx.backends.regions.elements import COMPARISONS, computed_dtype
 from irx.backends.triton import functions
 from irx.backends.triton.writer import ELEMENTS, INTEGERS, Writer
 from irx.ir.graph import Literal, Node, Value
 from irx.ir.types import TensorType
-from irx.ops.shapes import result_dtype
 
 Env: TypeAlias = MutableMapping[Value, str]
 Write: TypeAlias = Callable[[Writer, Node, list[str]], str]
@@ -89,12 +89,7 @@ def converted(text: str, source: str, target: str) -> str:
 
 def computed_in(node: Node) -> str:
     """The kind that a node computes in: for comparisons that of the operands, else that of the result."""
-    if node.op.name == "cast":
-        assert node.inputs[0] is not None
-        return kind(node.inputs[0].dtype)
-    if node.op.name in _COMPARISONS:
-        return kind(result_dtype(*(v.tensor for v in node.inputs if v is not None)))
-    return kind(node.output.dtype)
+    return kind(computed_dtype(node))
 
 
 def wrapped(text: str, dtype: str) -> str:
@@ -254,9 +249,6 @@ def _cast(w: Writer, node: Node, xs: list[str]) -> str:
     return value
 
 
-_COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
-
-
 def _compare(sign: str) -> Write:
     return lambda w, node, xs: f"{xs[0]} {sign} {xs[1]}"
 
@@ -271,7 +263,7 @@ _WRITERS: dict[str, Write] = {
     "remainder": _remainder,
     "maximum": _extreme("maximum"),
     "minimum": _extreme("minimum"),
-    **{name: _compare(sign) for name, sign in _COMPARISONS.items()},
+    **{name: _compare(sign) for name, sign in COMPARISONS.items()},
     "and": _compare("&"),
     "or": _compare("|"),
     "xor": _compare("^"),

@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, MutableMapping
 from typing import TypeAlias
 
+from irx.backends.regions.elements import COMPARISONS, computed_dtype
 from irx.backends.tvm import vector_math
 from irx.backends.tvm.lanes import COMPUTED, FLOAT, INTEGER, TRUTH, Lanes, kind, load, store
 from irx.backends.tvm.writer import LANES, STORAGE, Writer, narrowed, widened
 from irx.ir.graph import Literal, Node, Value
 from irx.ir.types import TensorType
-from irx.ops.shapes import result_dtype
 
 __all__ = ["emit", "load", "store", "supports"]
 
@@ -71,12 +71,7 @@ def _operands(v: Lanes, node: Node, env: Env) -> list[str]:
 
 def computed_in(node: Node) -> str:
     """The kind of lanes that a node computes in: for comparisons that of the operands, else that of the result."""
-    if node.op.name == "cast":
-        assert node.inputs[0] is not None
-        return kind(node.inputs[0].dtype)
-    if node.op.name in _COMPARISONS:
-        return kind(result_dtype(*(v.tensor for v in node.inputs if v is not None)))
-    return kind(node.output.dtype)
+    return kind(computed_dtype(node))
 
 
 def _operand(v: Lanes, value: Value, env: Env, wanted: str) -> str:
@@ -266,7 +261,6 @@ def _cast(v: Lanes, node: Node, xs: list[str]) -> str:
     return value
 
 
-_COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 _WRITERS: dict[str, Write] = {
     "add": _add,
     "sub": _arithmetic("-"),
@@ -277,7 +271,7 @@ _WRITERS: dict[str, Write] = {
     "remainder": _remainder,
     "maximum": _extreme(">"),
     "minimum": _extreme("<"),
-    **{name: _compare(sign) for name, sign in _COMPARISONS.items()},
+    **{name: _compare(sign) for name, sign in COMPARISONS.items()},
     "and": _bitwise("and"),
     "or": _bitwise("or"),
     "xor": _bitwise("xor"),

@@ -12,10 +12,10 @@ import math
 from collections.abc import Callable
 from typing import TypeAlias
 
+from irx.backends.regions.elements import COMPARISONS, computed_dtype
 from irx.backends.tvm_cuda.kernel import STORED
 from irx.ir.graph import Literal, Node
 from irx.ir.types import INTEGERS, TensorType, is_float
-from irx.ops.shapes import result_dtype
 
 FLOAT, INTEGER, TRUTH = "float32", "int64", "bool"
 COMPUTED = ("f32", "bf16", "f16", *INTEGERS, "bool")
@@ -47,12 +47,7 @@ def supports(node: Node) -> str | None:
 
 def computed_in(node: Node) -> str:
     """The kind that a node computes in: for comparisons that of the operands, else that of the result."""
-    if node.op.name == "cast":
-        assert node.inputs[0] is not None
-        return kind(node.inputs[0].dtype)
-    if node.op.name in _COMPARISONS:
-        return kind(result_dtype(*(v.tensor for v in node.inputs if v is not None)))
-    return kind(node.output.dtype)
+    return kind(computed_dtype(node))
 
 
 def wanted_of(node: Node, index: int) -> str:
@@ -256,7 +251,6 @@ def _clamp(node: Node, xs: list[str]) -> str:
     return value
 
 
-_COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 _WRITERS: dict[str, Write] = {
     "add": _arithmetic("+", "Or"),
     "sub": _arithmetic("-"),
@@ -267,7 +261,7 @@ _WRITERS: dict[str, Write] = {
     "remainder": _remainder,
     "maximum": _extreme(">"),
     "minimum": _extreme("<"),
-    **{name: _compare(sign) for name, sign in _COMPARISONS.items()},
+    **{name: _compare(sign) for name, sign in COMPARISONS.items()},
     "and": _logic("And", "bitwise_and"),
     "or": _logic("Or", "bitwise_or"),
     "xor": _logic("", "bitwise_xor"),

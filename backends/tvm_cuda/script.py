@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
+from irx.backends.regions.elements import writers_in
 from irx.backends.regions.groups import Buffer
 from irx.backends.regions.lowered import Binding, Call, Refusal
 from irx.backends.triton.kernel import Parameter, Pointer, Size
@@ -45,16 +46,7 @@ Indices: TypeAlias = tuple[str, ...]
 Op: TypeAlias = "Callable[[Script, Node, Indices], str]"
 OPS: dict[str, Op] = {}
 """The text of an element of a result, for ops that are not elementwise."""
-
-
-def op(*names: str) -> Callable[[Op], Op]:
-    """Decorator: the function gives elements of these ops."""
-
-    def register(function: Op) -> Op:
-        OPS.update(dict.fromkeys(names, function))
-        return function
-
-    return register
+op = writers_in(OPS)
 
 
 class Script:

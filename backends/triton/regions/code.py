@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from irx.backends.regions.elements import writers_in
 from irx.backends.regions.groups import Buffer
 from irx.backends.regions.lowered import Binding, Refusal
 from irx.backends.triton.elementwise import emit, supports
@@ -28,16 +29,7 @@ PIECE = 2048
 Op: TypeAlias = "Callable[[Code, Node, Value, Place], str]"
 OPS: dict[str, Op] = {}
 """How to compute elements of a result of an op, for ops that are not elementwise."""
-
-
-def op(*names: str) -> Callable[[Op], Op]:
-    """Decorator: the function computes elements of these ops."""
-
-    def register(function: Op) -> Op:
-        OPS.update(dict.fromkeys(names, function))
-        return function
-
-    return register
+op = writers_in(OPS)
 
 
 class Single(Exception):

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from irx.backends.regions.elements import writers_in
 from irx.backends.regions.groups import Buffer
 from irx.backends.regions.lowered import Binding, PackedPart, Refusal
 from irx.backends.tvm.arguments import Arguments
@@ -27,16 +28,7 @@ from irx.ir.graph import Literal, Node, Value
 Op: TypeAlias = "Callable[[Code, Node, Value, Place], str]"
 OPS: dict[str, Op] = {}
 """How to compute an element of a result of an op, for ops that are not elementwise."""
-
-
-def op(*names: str) -> Callable[[Op], Op]:
-    """Decorator: the function computes elements of these ops."""
-
-    def register(function: Op) -> Op:
-        OPS.update(dict.fromkeys(names, function))
-        return function
-
-    return register
+op = writers_in(OPS)
 
 
 @dataclass
