@@ -8,15 +8,13 @@ lists      index_from, index_to, slots
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from irx.backends.regions.lowered import Call, Refusal, Temporary
+from irx.backends.regions.matching import Match
 from irx.backends.triton.templates.attention_arguments import Arguments, Launch, times
 from irx.backends.triton.templates.attention_storage import width_of
 from irx.backends.triton.templates.token_elements import Elements, pointers
 from irx.backends.triton.writer import Writer, loaded
-from irx.ir.dims import Dim
-from irx.ir.graph import Node, Value
+from irx.ir.graph import Node
 
 TILE = 32  # tokens of a program that are counted, and tokens they are compared with at once
 ODD, EVEN, CHANNELS = 16, 32, 32  # of a tile of the product
@@ -29,50 +27,22 @@ _PARTS = {"unit": "f32", "score": "f32", "into_of": "i64", "goes": "i32"}
 
 
 def match_calls(node: Node) -> tuple[Call, ...]:
-    """`match_tokens`. Raises Refusal for heads of no certain number."""
+    """`match_tokens`. Raises Refusal for heads of no certain number, and for keys that are too wide."""
     m = _Match.of(node)
+    if m.width > WIDEST:
+        raise Refusal(f"match_tokens of keys {m.keys.type}")
     return m.units(), m.partners(), m.ranks(), m.lists()
 
 
-@dataclass(frozen=True)
-class _Match:
-    """The op: odd tokens from `odd` on may go into even ones from `even` on; `width` elements of a key."""
-
-    node: Node
-    keys: Value
-    sizes: Value
-    received: Value | None
-    heads: int
-    channels: int
-    alpha: float
-    odd: int
-    even: int
-
-    @staticmethod
-    def of(node: Node) -> _Match:
-        keys, sizes = node.inputs[:2]
-        assert keys is not None and sizes is not None
-        first, alpha = node.attr("first"), node.attr("alpha")
-        first, alpha = 1 if first is None else first, alpha or 0.0
-        assert isinstance(first, int) and isinstance(alpha, int | float)
-        heads, channels = keys.shape[1], keys.shape[3]
-        if not (isinstance(heads, int) and isinstance(channels, int)) or heads * channels > WIDEST:
-            raise Refusal(f"match_tokens of keys {keys.type}")
-        received = node.operand("received")
-        return _Match(node, keys, sizes, received, heads, channels, float(alpha), first | 1, first + first % 2)
-
-    @property
-    def width(self) -> int:
-        """Elements of a key over all heads."""
-        return self.heads * self.channels
+class _Match(Match):
+    """The kernels of the op."""
 
     def begin(self, *parts: str) -> tuple[Arguments, str, str]:
         """The parameters of a kernel on these temporaries, with the texts of the batch and the length."""
         arguments = Arguments()
-        tokens: Dim = self.keys.shape[0] * self.keys.shape[2]
         for name in parts:
             each = {"unit": 4 * self.width, "into_of": 8}.get(name, 4)
-            arguments.pointer(name, _PARTS[name], Temporary(name, tokens * each))
+            arguments.pointer(name, _PARTS[name], Temporary(name, self.tokens * each))
         return arguments, arguments.size(self.keys.shape[0]), arguments.size(self.keys.shape[2])
 
     def units(self) -> Call:

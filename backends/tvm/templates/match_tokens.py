@@ -10,18 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from irx.backends.regions.lowered import Call, Data, Temporary
+from irx.backends.regions.matching import Match
 from irx.backends.tvm import vector_math
 from irx.backends.tvm.arguments import Arguments, times, whole
 from irx.backends.tvm.lanes import load
-from irx.backends.tvm.templates.attention_rows import number
 from irx.backends.tvm.templates.conv_shape import share
 from irx.backends.tvm.templates.rope import lanes_of
 from irx.backends.tvm.writer import STORAGE, Writer, at, constant, splat
-from irx.ir.dims import Dim
-from irx.ir.graph import Node, Value
+from irx.ir.graph import Node
 
 _TINY = 1e-12
 _WORST = -2.0  # below every cosine
@@ -34,39 +32,8 @@ def match_calls(node: Node) -> tuple[Call, ...]:
     return m.units(), m.partners(), m.ranks(), m.lists()
 
 
-@dataclass(frozen=True)
-class _Match:
-    """The op: keys [B, G, S, D]; odd tokens from `odd` on may go into even ones from `even` on."""
-
-    node: Node
-    keys: Value
-    sizes: Value
-    received: Value | None
-    heads: int
-    channels: int
-    alpha: float
-    odd: int
-    even: int
-
-    @staticmethod
-    def of(node: Node) -> _Match:
-        keys, sizes = node.inputs[:2]
-        assert keys is not None and sizes is not None
-        first, alpha = node.attr("first"), node.attr("alpha")
-        assert isinstance(first, int) and isinstance(alpha, int | float)
-        heads, channels = number(keys.shape[1]), number(keys.shape[3])
-        received = node.operand("received")
-        return _Match(node, keys, sizes, received, heads, channels, float(alpha), first | 1, first + first % 2)
-
-    @property
-    def width(self) -> int:
-        """Elements of a key over all heads."""
-        return self.heads * self.channels
-
-    @property
-    def tokens(self) -> Dim:
-        """Of the whole batch."""
-        return self.keys.shape[0] * self.keys.shape[2]
+class _Match(Match):
+    """The kernels of the op."""
 
     def buffer(self, name: str) -> tuple[str, Temporary]:
         """What one kernel leaves for the next: its dtype, and what it is bound to."""
