@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import irx.ops  # noqa: F401  declares the ops that a text names
+from irx.analysis.footprint import weight_bytes
 from irx.backends.regions.book import Book, Recorded
 from irx.backends.regions.lowered import Choices, default_schedule
 from irx.backends.regions.slots import Placed
@@ -25,7 +26,6 @@ from irx.backends.tvm.tuning import tasks
 from irx.errors import DamagedArtifact, KernelFailed, MissingFeature
 from irx.ir.excerpt import excerpt
 from irx.ir.graph import Graph, Node
-from irx.ir.opdef import tensor_bytes
 from irx.ir.parser import parse
 from irx.ir.printer import print_program
 from irx.ir.program import Program
@@ -97,7 +97,7 @@ class TvmBackend:
         """The sum of the graph's regions, each timed alone on this machine."""
         if not runs_here(device):
             return f"this machine is no {device.name}"
-        if sum(int(str(tensor_bytes(weight.tensor))) for weight in program.used_weights()) < SMALLEST_MEASURED:
+        if weight_bytes(program) < SMALLEST_MEASURED:
             return f"the model has less than {SMALLEST_MEASURED >> 20} MiB of weights, too little to tell passes apart"
         return latency(Placed.of(graph).graph, device, Choices(device, default_schedule), context)
 

@@ -97,8 +97,7 @@ def times(ring: Steps, sizes: Mapping[str, int], objects: Mapping[str, bytes]) -
     """Seconds of one region, from several runs over a ring of it."""
     plan = Plan(Placed(ring.graph), ring, objects)
     plan.bind(Zeros({w.name: w.tensor for w in _weights(ring)}))
-    plain = expanded(ring.graph)
-    inputs = [_input(value, sizes, plain) for value in ring.graph.inputs]
+    inputs = inputs_of(ring.graph, sizes)
     plan.profile(*inputs)
     found: list[float] = []
     end = time.monotonic() + LONGEST
@@ -196,9 +195,14 @@ def _zeros(kind: TensorType) -> Stored:
     return torch.zeros(shape, dtype=TORCH[kind.dtype])
 
 
-def _input(value: Value, sizes: Mapping[str, int], plain: Graph) -> object:
+def inputs_of(graph: Graph, sizes: Mapping[str, int]) -> list[object]:
+    """Inputs of a region, or of a ring of it: states that hold what their types leave of the context, ones, slots."""
+    plain, held = expanded(graph), _held(graph, sizes)
+    return [_input(value, sizes, plain, held) for value in graph.inputs]
+
+
+def _input(value: Value, sizes: Mapping[str, int], plain: Graph, held: int) -> object:
     """An input of a region, whose fusions `plain` has opened: integers are the last slot, or the first row."""
-    held = _held(plain, sizes)
     if isinstance(value.type, KVType):
         state = empty_state(value.type, sizes.get("B", 1), torch.device("cpu"))
         state.reserve(held + CONTEXT, held + CONTEXT)
@@ -216,7 +220,7 @@ def _input(value: Value, sizes: Mapping[str, int], plain: Graph) -> object:
 def _held(graph: Graph, sizes: Mapping[str, int]) -> int:
     """The tokens in the states of a region: fewer than there were, where some go. Rings are about to close."""
     tokens = {CAPACITY: sizes.get(CAPACITY, CONTEXT)}
-    states = [value.type for value in graph.inputs if isinstance(value.type, KVType)]
+    states = {value.type for value in graph.inputs if isinstance(value.type, KVType)}
     held = [evaluate(kv_length(kv), tokens) for kv in states]
     return min([tokens[CAPACITY], *held, *(kv.window - 1 for kv in states if kv.window is not None)])
 

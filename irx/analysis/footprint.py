@@ -12,8 +12,12 @@ from irx.ops.cache import kv_length
 
 def footprint(program: Program, tokens: int) -> int:
     """Bytes of all weights that a graph reads, and of the states of one row of `tokens` tokens."""
-    weights = sum(int(str(tensor_bytes(weight.tensor))) for weight in program.used_weights())
-    return weights + sum(state_bytes(kv, tokens) for kv in _states(program))
+    return weight_bytes(program) + sum(state_bytes(kv, tokens) for kv in _states(program))
+
+
+def weight_bytes(program: Program) -> int:
+    """Bytes of all weights that a graph reads, as they are stored."""
+    return sum(int(str(tensor_bytes(weight.tensor))) for weight in program.used_weights())
 
 
 def state_bytes(kv: KVType, tokens: int) -> int:

@@ -97,11 +97,18 @@ def run(arguments: Namespace) -> None:
 def _report(arguments: Namespace) -> None:
     if arguments.budget and not arguments.data:
         raise BudgetError("a budget is measured on data, and there are none", fix="name texts with --data")
-    limits = budget(arguments.budget) if arguments.budget else None
-    data = texts(arguments.data) if arguments.data else None
-    print_report(
-        arguments.model, arguments.target, arguments.pipeline, as_json=arguments.json, data=data, budget=limits
-    )
+    judged = _judged(arguments)
+    print_report(arguments.model, arguments.target, arguments.pipeline, as_json=arguments.json, **judged)
+
+
+def _judged(arguments: Namespace) -> dict[str, Any]:
+    """The budget and the data, of those that are named."""
+    found: dict[str, Any] = {}
+    if arguments.budget:
+        found["budget"] = budget(arguments.budget)
+    if arguments.data:
+        found["data"] = texts(arguments.data)
+    return found
 
 
 def _show_front(arguments: Namespace, ledger: Ledger) -> None:
@@ -117,11 +124,7 @@ def _show_front(arguments: Namespace, ledger: Ledger) -> None:
 def _compiled(arguments: Namespace) -> Executable:
     import irx
 
-    more: dict[str, Any] = {}
-    if arguments.budget:
-        more["budget"] = budget(arguments.budget)
-    if arguments.data:
-        more["data"] = texts(arguments.data)
+    more = _judged(arguments)
     if arguments.search is not None:
         more["search"] = irx.Search(minutes=arguments.search, seed=arguments.seed)
     with progress(f"Compiling {arguments.model}"), searching():

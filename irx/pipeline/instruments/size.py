@@ -20,25 +20,23 @@ class Size(Instrument):
 
     def __init__(self) -> None:
         self.changes: dict[int, int] = {}  # by id: equal passes may stand in a pipeline twice
-        self.tokens = self.earlier = 0
+        self.tokens = self.held = 0
 
     def begin(self, program: Program, ctx: Context) -> None:
-        """Forget an earlier pipeline."""
+        """Forget an earlier pipeline, and count what there is."""
         self.changes.clear()
         self.tokens = ctx.max_length
-
-    def before(self, one: Pass, program: Program) -> None:
-        """Count what there is."""
-        self.earlier = footprint(program, self.tokens)
+        self.held = footprint(program, self.tokens)
 
     def after(self, one: Pass, program: Program, report: Report) -> None:
-        """Count what is left."""
+        """Count again where something was done."""
         if report.sites:
-            self.changes[id(one)] = footprint(program, self.tokens) - self.earlier
+            held = footprint(program, self.tokens)
+            self.changes[id(one)], self.held = held - self.held, held
 
     def refused(self, one: Pass, program: Program, reason: str) -> None:
         """Nothing has changed."""
-        self.changes.pop(id(one), None)
+        self.held -= self.changes.pop(id(one), 0)
 
     def end(self, passes: Sequence[Pass], ledger: Ledger) -> None:
         """Enter the changes."""

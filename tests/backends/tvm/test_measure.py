@@ -66,7 +66,7 @@ def test_states_that_are_timed_hold_what_their_types_leave_of_the_context(more: 
     graph = irx.parse(STATES.replace("MORE", more)).graphs["decode"]
     sizes = timed_sizes(graph, 4096)
     assert sizes == {"B": 1, "S": 128, "T": 4096}
-    _, pos, state = (measure._input(value, sizes, graph) for value in graph.inputs)
+    _, pos, state = measure.inputs_of(graph, sizes)
     assert isinstance(state, KVState) and isinstance(pos, torch.Tensor)
     assert (state.lengths, int(pos.max())) == ((held,), held - 1)
 
