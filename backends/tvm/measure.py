@@ -202,7 +202,7 @@ def inputs_of(graph: Graph, sizes: Mapping[str, int]) -> list[object]:
 
 
 def _input(value: Value, sizes: Mapping[str, int], plain: Graph, held: int) -> object:
-    """An input of a region, whose fusions `plain` has opened: integers are the last slot, or the first row."""
+    """An input of a region, whose fusions `plain` has opened: integers are the last slots, or the first row."""
     if isinstance(value.type, KVType):
         state = empty_state(value.type, sizes.get("B", 1), torch.device("cpu"))
         state.reserve(held + CONTEXT, held + CONTEXT)
@@ -214,7 +214,10 @@ def _input(value: Value, sizes: Mapping[str, int], plain: Graph, held: int) -> o
         return tensor
     same = next(other for other in plain.inputs if other.name == value.name)
     chooses = any(node.op.name.endswith("_tokens") or node.op.name == "embedding" for node in plain.users(same))
-    return tensor * (0 if chooses else held - 1)
+    if chooses:
+        return tensor * 0
+    tokens = shape[-1] if shape else 1
+    return (tensor * max(0, held - tokens) + torch.arange(tokens)).reshape(shape)
 
 
 def _held(graph: Graph, sizes: Mapping[str, int]) -> int:

@@ -58,6 +58,18 @@ program @one {
 }
 """
 
+STORED = """\
+program @one {
+  size B in [1, 4]
+  size S in [1, 64]
+  graph @prefill(%q: f32[B, 2, S, 8], %pos: i64[B, S], %kv: kv<heads=2, dim=8, dense, f32>) -> (y: f32[B, 2, S, 8], kv_out: kv<heads=2, dim=8, dense, f32>) {
+    %all = irx.kv_append(%kv, %q, %q, %pos) : kv<heads=2, dim=8, dense, f32>
+    %y = irx.kv_attention(%q, %all, %pos) {scale=0.5} : f32[B, 2, S, 8]
+    return %y, %all
+  }
+}
+"""
+
 
 @pytest.mark.parametrize(
     ("more", "held"), [("", 4096), (", kept=0.25", 1024), (", window=100, sinks=4", 99), (", page=64", 4096)]
@@ -68,7 +80,15 @@ def test_states_that_are_timed_hold_what_their_types_leave_of_the_context(more: 
     assert sizes == {"B": 1, "S": 128, "T": 4096}
     _, pos, state = measure.inputs_of(graph, sizes)
     assert isinstance(state, KVState) and isinstance(pos, torch.Tensor)
-    assert (state.lengths, int(pos.max())) == ((held,), held - 1)
+    last = max(held, 128)
+    assert state.lengths == (held,) and pos.tolist() == [list(range(last - 128, last))]
+
+
+def test_prompts_are_timed_whose_tokens_are_stored() -> None:
+    """As those of a prompt are: one behind the other."""
+    graph = irx.parse(STORED).graphs["prefill"]
+    found = measure.latency(graph, host_cpu(), Choices(host_cpu(), default_schedule), 32)
+    assert found.seconds > 0
 
 
 def test_graphs_without_states_are_timed_with_as_many_rows() -> None:
