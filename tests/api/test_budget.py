@@ -190,7 +190,7 @@ class Flatten(Pass):
 def toys(monkeypatch: pytest.MonkeyPatch) -> None:
     """Besides the passes of this file only those that every program needs are known."""
     needed = [irx.passes().load(name) for name in irx.passes() if name in PRESETS["none"]]
-    monkeypatch.setattr("irx.api.passes", lambda: PassIndex.of(*needed, Watch, Flatten))
+    monkeypatch.setattr("irx.api.optimizing.passes", lambda: PassIndex.of(*needed, Watch, Flatten))
     Watch.seen.clear()
 
 
@@ -254,7 +254,7 @@ def test_what_is_remembered_depends_on_data_and_budget(monkeypatch: pytest.Monke
         keys.append(key.digest)
         return run()
 
-    monkeypatch.setattr(api, "remembered", remembered)
+    monkeypatch.setattr("irx.api.optimizing.remembered", remembered)
     (program, _), goal = linear_program(), api.aim("torch")
 
     def key(data: list[dict[str, Any]] | None, budget: irx.Budget | None) -> str | None:

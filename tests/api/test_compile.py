@@ -124,7 +124,7 @@ class Broken(Pass):
 
 
 def test_a_refused_pass_is_told_and_with_strict_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("irx.api.passes", lambda: PassIndex.of(Broken))
+    monkeypatch.setattr("irx.api.optimizing.passes", lambda: PassIndex.of(Broken))
     compiled = irx.compile(program(), target="torch", pipeline="broken")
     assert [row.name for row in compiled.ledger().refused()] == ["broken"]
     assert compiled(torch.zeros(1, 4)).tolist() == [[0, 0, 0, 0]]

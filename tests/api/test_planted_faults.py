@@ -87,7 +87,7 @@ def producer(node: Node, operand: int) -> Node:
 
 @pytest.fixture
 def toys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("irx.api.passes", lambda: PassIndex.of(Swap, Halve))
+    monkeypatch.setattr("irx.api.optimizing.passes", lambda: PassIndex.of(Swap, Halve))
 
 
 def refused(pipeline: str) -> Row:
