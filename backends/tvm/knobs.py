@@ -19,12 +19,14 @@ VALUES: Mapping[str, Mapping[str, tuple[Choice, ...]]] = {
         "vectors": (1, 2, 4),
         "unroll": (1, 2, 4, 8),
         "prefetch": (0, 1024, 2048, 4096, 8192, 16384),
+        "halves": (0, 1),
     },
     "gemm": {
         "block": (4, 5, 6, 8, 10, 12, 14),
         "vectors": (1, 2, 4),
         "unroll": (1, 2, 4, 8),
         "stripe": (1, 2, 4, 8, 16, 32),
+        "prefetch": (0, 1),
     },
 }
 """The values of every knob. Adding one leaves measured schedules valid."""

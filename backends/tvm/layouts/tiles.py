@@ -97,6 +97,11 @@ class Tiles(Layout):
         return {name: Part(code, (self.tiles, self.columns // n, self.tile)) for name, (code, n) in sizes.items()}
 
     @property
+    def main(self) -> str:
+        """The array that holds most of the bytes."""
+        return "data" if self.coding is None else "codes"
+
+    @property
     def bytes(self) -> int:
         """What all arrays take together."""
         return sum(part.bytes for part in self.parts.values())

@@ -21,6 +21,7 @@ from irx.backends.tvm.templates.gemm_product import emit_product, kept
 from irx.backends.tvm.templates.gemm_rows import emit_rows
 from irx.backends.tvm.templates.gemm_shape import Shape, shape_for
 from irx.backends.tvm.templates.gemm_tiles import emit_tile
+from irx.backends.tvm.templates.instructions import PREFETCH_FAR, needed_for_halves
 from irx.backends.tvm.templates.linear_operands import (
     call,
     emit_columns,
@@ -29,6 +30,7 @@ from irx.backends.tvm.templates.linear_operands import (
     operand_bindings,
     product_parameters,
 )
+from irx.backends.tvm.templates.linear_shape import MOST_BITS
 from irx.backends.tvm.writer import LANES, Writer
 
 
@@ -70,7 +72,15 @@ def gemm_kernel(shape: Shape) -> Kernel:
 
 
 def _llvm(shape: Shape) -> str:
-    return NEEDED[shape.way] + (functions(shape.vectors) if shape.uses_matrices else "")
+    """What the kernel imports."""
+    small = {coding for coding in shape.codings if shape.way == "halves" and coding.bits <= MOST_BITS}
+    tables = "".join(needed_for_halves(coding) for coding in sorted(small, key=str))
+    return (
+        (PREFETCH_FAR if shape.prefetches else "")
+        + NEEDED[shape.way]
+        + tables
+        + (functions(shape.vectors) if shape.uses_matrices else "")
+    )
 
 
 def _title(shape: Shape) -> str:
@@ -96,13 +106,23 @@ def _register_tile(w: Writer, shape: Shape, blocks: str, start: str) -> None:
             with w.block(f"if T.min({inside} % {mine}, u - {start}) == 0:"):
                 emit_tile(w, shape, i, tile, offset)
     for i in range(len(shape.layouts)):
-        emit_product(w, shape, i, tile, offset, first)
+        emit_product(w, shape, i, tile, offset, first, _ahead(w, shape, i, unit, f"({inside} % {mine})", mine))
     size = shape.block * shape.columns
     with w.block(f"for m in T.serial({shape.block}):"), w.block(f"for v in T.serial({shape.vectors}):"):
         places = [f"(tid * {len(shape.layouts)} + {i}) * {size}" for i in range(len(shape.layouts))]
         totals = [("totals", f"{place} + (m * {shape.vectors} + v) * {LANES}") for place in places]
         row, column = w.let(f"{first} + m", "row"), w.let(f"{unit} * {shape.columns} + v * {LANES}", "column")
         emit_columns(w, shape.region, totals, row, column, shape.columns)
+
+
+def _ahead(w: Writer, shape: Shape, product: int, unit: str, block: str, blocks: str) -> str:
+    """Where a block's part of the next unit's weights begins: each of the blocks asks for a part."""
+    if not shape.prefetches:
+        return ""
+    layout = shape.layouts[product]
+    depth, in_tile = layout.parts[layout.main].shape[1], layout.tile // shape.columns
+    tile, offset = f"({unit} + 1) // {in_tile}", f"({unit} + 1) % {in_tile} * {shape.columns}"
+    return kept(w, f"({tile} * {depth} + {block} * {depth} // {blocks}) * {layout.tile} + {offset}")
 
 
 def _row_parameters(shape: Shape) -> tuple[Parameter, ...]:

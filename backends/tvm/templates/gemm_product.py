@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from irx.backends.tvm.amx import statement
 from irx.backends.tvm.templates.gemm_instructions import dot
 from irx.backends.tvm.templates.gemm_shape import Shape
+from irx.backends.tvm.templates.instructions import prefetch_far
 from irx.backends.tvm.writer import LANES, Writer, at, constant, splat
 
 
-def emit_product(w: Writer, shape: Shape, product: int, tile: str, offset: str, first: str) -> None:
-    """The sums of rows `first` and following."""
-    block = _Block(w, shape, product, tile, offset, first)
+def emit_product(w: Writer, shape: Shape, product: int, tile: str, offset: str, first: str, ahead: str = "") -> None:
+    """The sums of rows `first` and following. `ahead` is the index of weights to ask for meanwhile, word by word."""
+    block = _Block(w, shape, product, tile, offset, first, ahead)
     base = f"(tid * {len(shape.layouts)} + {product}) * {shape.block * shape.columns}"
     if shape.uses_matrices:
         block.matrices(base)
@@ -39,8 +40,8 @@ class _Weights:
 
 
 class _Block:
-    def __init__(self, w: Writer, shape: Shape, product: int, tile: str, offset: str, first: str) -> None:
-        self.w, self.shape, self.product, self.first = w, shape, product, first
+    def __init__(self, w: Writer, shape: Shape, product: int, tile: str, offset: str, first: str, ahead: str) -> None:
+        self.w, self.shape, self.product, self.first, self.ahead = w, shape, product, first, ahead
         self.weights = self._weights(tile, offset)
         self.x = kept(w, f"{first} * {shape.stride}")
 
@@ -84,12 +85,22 @@ class _Block:
         unroll = self.shape.unroll
         if count // unroll > 1:
             with self.w.block(f"for step in T.serial({count // unroll}):"):
+                self._fetch(f"({first}) // {unroll} + step")
                 for j in range(unroll):
                     self._word(sums, f"{first} + step * {unroll} + {j}", x_shift, shift)
         else:
             unroll = count + 1
         for j in range(count - count % unroll, count):
             self._word(sums, f"{first} + {j}", x_shift, shift)
+
+    def _fetch(self, step: str) -> None:
+        """Ask for a word of columns of the next unit's weights."""
+        if not self.ahead:
+            return
+        for v in range(self.shape.vectors):
+            layout = self.shape.layouts[self.product]
+            place = f"{self.ahead} + ({step}) * {layout.tile} + {v * LANES}"
+            self.w(prefetch_far(f"w{self.product}_{layout.main}", place))
 
     def _word(self, sums: list[list[str]], word: str, x_shift: int, shift: int) -> None:
         start = f"{self.weights.start} + ({word} + {shift}) * {self.weights.stride}"

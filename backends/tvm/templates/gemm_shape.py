@@ -42,6 +42,8 @@ class Shape(ProductShape):
     block: int
     stripe: int
     """Blocks of rows that meet one tile before the next tile's turn."""
+    prefetches: bool = False
+    """Whether to ask for the next unit's weights while one is at work."""
     is_split: bool = False
     """Whether to split numbers in place of products of float32 or of 16-bit codes."""
 
@@ -184,10 +186,11 @@ def shape_for(region: LinearRegion, layouts: tuple[Tiles, ...], choices: Choices
         "unroll": 4,
         "stripe": stripe,
         "split": int(matrices),
+        "prefetch": int(not matrices),
     }
     bucket = f"{layout.format}/{region.activations} {region.n}x{region.k} rows{fewest}"
     knobs = choices.schedule("gemm", bucket, defaults)
-    block, vectors, unroll, stripe, split = (int(knobs[name]) for name in defaults)
-    block = min(block, MOST_IN_BLOCK, fewest)
-    shape = Shape(region, layouts, choices.device, vectors, unroll, block, stripe, bool(split))
+    block, vectors, unroll, stripe, split, prefetch = (int(knobs[name]) for name in defaults)
+    block, vectors = min(block, MOST_IN_BLOCK, fewest), min(vectors, layout.tile // LANES)
+    shape = Shape(region, layouts, choices.device, vectors, unroll, block, stripe, bool(prefetch), bool(split))
     return replace(shape, block=LANES) if shape.uses_matrices else shape

@@ -12,6 +12,8 @@ from irx.backends.layouts.coding import Coding
 from irx.backends.tvm.layouts.reading import half
 from irx.backends.tvm.templates.gemm_instructions import code_pairs, halves
 from irx.backends.tvm.templates.gemm_shape import Shape
+from irx.backends.tvm.templates.instructions import code_halves
+from irx.backends.tvm.templates.linear_shape import MOST_BITS
 from irx.backends.tvm.writer import LANES, Writer, at, bf16_bits, constant, splat
 
 LOW_HALVES = 0x0F0F0F0F
@@ -167,8 +169,14 @@ class _Tile:
             self.put(index, quad)
             return
         for j, which in enumerate(("even", "odd")):
-            pair = code_pairs(quad, coding.zero, which)
-            self.put(f"({index}) * 2 + {j}", halves(pair) if self.shape.way == "halves" else pair)
+            self.put(f"({index}) * 2 + {j}", self._pair(coding, quad, which))
+
+    def _pair(self, coding: Coding, quad: str, which: str) -> str:
+        """The pairs of a quad as 16-bit or bfloat16 numbers: the latter looked up where codes are small enough."""
+        if self.shape.way == "halves" and coding.bits <= MOST_BITS:
+            return code_halves(coding, code_pairs(quad, 0, which))
+        pair = code_pairs(quad, coding.zero, which)
+        return halves(pair) if self.shape.way == "halves" else pair
 
     def _put_values(self, coding: Coding, column: str, quad: str, values: tuple[str, str]) -> None:
         scale, minimum = values

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
+import numpy as np
+
+from irx.backends.layouts.coding import Coding
+
 PREFETCH = """
 declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
 define i32 @irx_prefetch(ptr %p) alwaysinline {
@@ -9,6 +15,10 @@ define i32 @irx_prefetch(ptr %p) alwaysinline {
   ret i32 0
 }
 """
+PREFETCH_FAR = PREFETCH.replace("i32 3, i32 1)\n  ret", "i32 2, i32 1)\n  ret").replace(
+    "irx_prefetch", "irx_prefetch_far"
+)
+"""As far as the second-level cache."""
 PAIRS = """
 declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
 define <16 x float> @irx_dot_pairs(<16 x float> %sum, <16 x i32> %a, <16 x i32> %b) alwaysinline {
@@ -19,10 +29,59 @@ define <16 x float> @irx_dot_pairs(<16 x float> %sum, <16 x i32> %a, <16 x i32> 
 }
 """
 
+_PERMUTE = {
+    1: "@llvm.x86.avx512.permvar.hi.512(<32 x i16> {0}, <32 x i16> %codes)",
+    2: "@llvm.x86.avx512.vpermi2var.hi.512(<32 x i16> {0}, <32 x i16> %codes, <32 x i16> {1})",
+}
+_CODE_HALVES = """
+declare <32 x i16> {declared}
+define <16 x i32> @irx_code_halves_{bits}_{zero}(<16 x i32> %words) alwaysinline {{
+  %codes = bitcast <16 x i32> %words to <32 x i16>
+  %halves = call <32 x i16> {called}
+  %r = bitcast <32 x i16> %halves to <16 x i32>
+  ret <16 x i32> %r
+}}
+"""
+CROSSED = """
+define <16 x float> @irx_crossed(<16 x float> %x) alwaysinline {
+  %r = shufflevector <16 x float> %x, <16 x float> zeroinitializer, <16 x i32> <ORDER>
+  ret <16 x float> %r
+}
+""".replace("ORDER", ", ".join(f"i32 {first + i}" for first in range(0, 16, 4) for i in (0, 2, 1, 3)))
+
+
+def needed_for_halves(coding: Coding) -> str:
+    """What kernels import for `code_halves`."""
+    bits = max(coding.bits, 5)
+    values = [float(code % (1 << coding.bits) - coding.zero) for code in range(1 << bits)]
+    halves = np.array(values, np.float32).view(np.uint32) >> 16
+    tables = [f"<{', '.join(f'i16 {half}' for half in part)}>" for part in halves.reshape(-1, 32)]
+    call = _PERMUTE[len(tables)]
+    declared = re.sub(r" (%codes|\{\d\})", "", call)
+    return _CODE_HALVES.format(bits=coding.bits, zero=coding.zero, declared=declared, called=call.format(*tables))
+
+
+def code_halves(coding: Coding, words: str) -> str:
+    """Pairs of codes of at most 6 bits in 16 words, less their zero, as pairs of bfloat16.
+
+    A code is the low bits of each half of a word; with 4 bits the fifth one may be anything, as may be all above.
+    """
+    return f'T.call_pure_extern("int32x16", "irx_code_halves_{coding.bits}_{coding.zero}", {words})'
+
+
+def crossed(value: str) -> str:
+    """16 floats with the second and the third of every four exchanged."""
+    return f'T.call_pure_extern("float32x16", "irx_crossed", {value})'
+
 
 def prefetch(buffer: str, index: str) -> str:
     """A statement: the line of an element will be needed soon."""
     return f'T.evaluate(T.call_extern("int32", "irx_prefetch", T.address_of({buffer}[{index}])))'
+
+
+def prefetch_far(buffer: str, index: str) -> str:
+    """A statement: the line of an element will be needed, but not at once."""
+    return f'T.evaluate(T.call_extern("int32", "irx_prefetch_far", T.address_of({buffer}[{index}])))'
 
 
 def dot_pairs(total: str, weights: str, x: str) -> str:

@@ -11,6 +11,8 @@ from irx.target import Device
 
 LARGEST_GROUP = 64
 """Most elements of x that share a scale where a kernel may choose: an outlier costs its neighbours precision."""
+MOST_BITS = 6
+"""Of codes that are looked up as bfloat16 numbers."""
 
 
 @dataclass(frozen=True)

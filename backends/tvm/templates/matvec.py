@@ -11,7 +11,7 @@ from irx.backends.regions.linear_region import LinearRegion
 from irx.backends.regions.lowered import Call, Choices, Temporary
 from irx.backends.tvm.kernel import Kernel, Pointer, Size
 from irx.backends.tvm.templates.choosing import emit_start
-from irx.backends.tvm.templates.instructions import PAIRS, PREFETCH
+from irx.backends.tvm.templates.instructions import CROSSED, PAIRS, PREFETCH, needed_for_halves
 from irx.backends.tvm.templates.linear_operands import (
     call,
     emit_columns,
@@ -21,8 +21,9 @@ from irx.backends.tvm.templates.linear_operands import (
     product_parameters,
 )
 from irx.backends.tvm.templates.matvec_input import emit_row_input, emit_views
-from irx.backends.tvm.templates.matvec_product import Unit, emit_product, totals_bytes
-from irx.backends.tvm.templates.matvec_shape import Shape, balanced_vectors, layouts_of, way
+from irx.backends.tvm.templates.matvec_product import emit_product
+from irx.backends.tvm.templates.matvec_shape import Shape, balanced_vectors, can_halve, layouts_of, way
+from irx.backends.tvm.templates.matvec_sums import REGISTERS, Unit, totals_bytes
 from irx.backends.tvm.writer import LANES, Writer
 from irx.tuning import Choice
 
@@ -52,16 +53,21 @@ def shape_for(region: LinearRegion, most: int, choices: Choices) -> Shape:
     """The kernel's shape: knobs from the schedule, else what suits the format and the number of rows."""
     layouts = layouts_of(region, choices.device)
     layout = layouts[0]
-    widest = 4 if most * len(layouts) < 8 else 1 if layout.coding is not None else 2
+    halves = can_halve(region, layouts, choices.device)
+    widest = 4 if most * len(layouts) < 8 else 2
+    if layout.coding is not None:
+        widest = max(1, REGISTERS // (most if halves or region.activations == "a8" else 2 * most))
     defaults: dict[str, Choice] = {
         "vectors": balanced_vectors(region.n, layout.tile, choices.device.cores, widest=widest),
         "unroll": 4,
         "prefetch": PREFETCH_BYTES if way(region, layouts, choices.device) == "planes" else 0,
+        "halves": int(halves),
     }
     bucket = f"{layout.format}/{region.activations} {region.n}x{region.k} rows{most}"
     knobs = choices.schedule("matvec", bucket, defaults)
-    vectors, unroll, prefetch = (int(knobs[name]) for name in ("vectors", "unroll", "prefetch"))
-    return Shape(region, layouts, choices.device, min(vectors, layout.tile // LANES), unroll, most, prefetch)
+    vectors, unroll, prefetch, in_halves = (int(knobs[name]) for name in defaults)
+    vectors = min(vectors, layout.tile // LANES)
+    return Shape(region, layouts, choices.device, vectors, unroll, most, prefetch, bool(in_halves))
 
 
 def prepare_kernel(shape: Shape) -> Kernel:
@@ -72,7 +78,8 @@ def prepare_kernel(shape: Shape) -> Kernel:
         base = w.let(f"row * {shape.row_places['end']}")
         emit_row_input(w, shape, "row", base)
     parameters = (Size("rows"), *input_parameters(shape.region), Pointer("scratch", "uint8"))
-    return Kernel("matvec_input", parameters, w.text(), note=f"rows of x for {_title(shape)}")
+    llvm = CROSSED if shape.way == "halves" else ""
+    return Kernel("matvec_input", parameters, w.text(), llvm, note=f"rows of x for {_title(shape)}")
 
 
 def matvec_kernel(shape: Shape, prepares: bool) -> Kernel:
@@ -97,8 +104,18 @@ def matvec_kernel(shape: Shape, prepares: bool) -> Kernel:
     totals = (Pointer("totals", "float32"),) if totals_bytes(shape) else ()
     products = product_parameters(shape.region, shape.layouts)
     parameters = (Size("rows"), *inputs, *scratch, *totals, *products, *epilogue_parameters(shape.region))
-    llvm = (PREFETCH if shape.prefetch else "") + (PAIRS if shape.way == "pairs" else "")
-    return Kernel("matvec", parameters, w.text(), llvm, note=_title(shape))
+    return Kernel("matvec", parameters, w.text(), _llvm(shape), note=_title(shape))
+
+
+def _llvm(shape: Shape) -> str:
+    """What the products import."""
+    imported = PREFETCH if shape.prefetch else ""
+    if shape.way in ("pairs", "halves"):
+        imported += PAIRS
+    if shape.way == "halves":
+        codings = {layout.coding for layout in shape.layouts if layout.coding is not None}
+        imported += CROSSED + "".join(needed_for_halves(coding) for coding in sorted(codings, key=str))
+    return imported
 
 
 def _title(shape: Shape) -> str:

@@ -8,7 +8,7 @@ minimum (int32 `-zero * sum of codes` with planes of zero-based codes, else the 
 from __future__ import annotations
 
 from irx.backends.regions.linear_region import LinearRegion
-from irx.backends.tvm.templates.instructions import reduced
+from irx.backends.tvm.templates.instructions import crossed, reduced
 from irx.backends.tvm.templates.matvec_shape import Shape
 from irx.backends.tvm.writer import LANES, Writer, at, bf16_bits, constant, splat, typed
 from irx.ops.precision import SMALLEST
@@ -30,6 +30,8 @@ def emit_row_input(w: Writer, shape: Shape, row: str, base: str) -> None:
         _pairs(w, shape, values, base)
     elif shape.way == "planes":
         _planes(w, shape, values, base)
+    elif shape.way == "halves":
+        _halves(w, shape, values, base)
     else:
         _floats(w, shape, values, base)
 
@@ -127,6 +129,23 @@ def _floats(w: Writer, shape: Shape, values: RowValues, base: str) -> None:
             total = w.register(constant(0.0))
             with w.block(f"for i in T.serial({group // LANES}):"):
                 w(f"{total} = {total} + {at('sf', f'{start} + g * {group} + i * {LANES}')}")
+            w(f"sf[{sums} + g] = {reduced(total, 'fadd')}")
+
+
+def _halves(w: Writer, shape: Shape, values: RowValues, base: str) -> None:
+    """bfloat16 numbers, crossed as the words of codes come apart, and their sums where there are minima."""
+    places, group = shape.row_places, shape.sum_group
+    start = w.let(f"({base}) // 2")
+    sums = w.let(f"({base} + {places['sums']}) // 4") if shape.has_float_sums else ""
+    with w.block(f"for g in T.serial({shape.region.k // group}):"):
+        total = w.register(constant(0.0)) if sums else ""
+        with w.block(f"for i in T.serial({group // LANES}):"):
+            column = f"g * {group} + i * {LANES}"
+            value = values.at(column, LANES)
+            if sums:
+                w(f"{total} = {total} + {value}")
+            w.store("sh", f"{start} + {column}", "bf16", crossed(value))
+        if sums:
             w(f"sf[{sums} + g] = {reduced(total, 'fadd')}")
 
 

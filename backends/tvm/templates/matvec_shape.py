@@ -1,10 +1,11 @@
 """What a matrix-vector kernel is made for: the region, its layouts, and how x meets the weights.
 
-Four ways, by weight format and instruction set:
+Ways, by weight format and instruction set:
 
     fma     x as float32, weights widened to float32: any format, any processor
     pairs   bfloat16 x and weights, two columns an instruction (AVX512-BF16)
     planes  packed weights; x as one 8-bit plane (a8), or as two that hold 16 bits, with a scale for each group (VNNI)
+    halves  packed weights of at most 6 bits as bfloat16 codes, which are exact; bfloat16 x (AVX512-BF16)
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from math import ceil
 
 from irx.backends.regions.linear_region import LinearRegion
 from irx.backends.tvm.layouts.tiles import TILES, Tiles, tiles_for
-from irx.backends.tvm.templates.linear_shape import LARGEST_GROUP, ProductShape, groups_nest
+from irx.backends.tvm.templates.linear_shape import LARGEST_GROUP, MOST_BITS, ProductShape, groups_nest
 from irx.backends.tvm.writer import LANES
 from irx.target import Device
 
@@ -32,6 +33,8 @@ class Shape(ProductShape):
 
     most: int
     prefetch: int
+    in_halves: bool = False
+    """Whether to multiply as `halves` in place of planes, where that can be."""
 
     @property
     def layout(self) -> Tiles:
@@ -41,6 +44,8 @@ class Shape(ProductShape):
     @property
     def way(self) -> str:
         """How x meets the weights."""
+        if self.in_halves and can_halve(self.region, self.layouts, self.device):
+            return "halves"
         return way(self.region, self.layouts, self.device)
 
     @property
@@ -64,6 +69,11 @@ class Shape(ProductShape):
         return min(*groups, self.x_group) if self.way == "planes" else min(groups)
 
     @property
+    def has_float_sums(self) -> bool:
+        """True where halves need the sums of x, for the minima of the weights."""
+        return any(layout.coding.has_minimum for layout in self.layouts if layout.coding is not None)
+
+    @property
     def is_direct(self) -> bool:
         """True where the kernel reads x as it lies in memory."""
         r = self.region
@@ -79,6 +89,8 @@ class Shape(ProductShape):
         k, sums = self.region.k, self.region.k // self.sum_group if self.sum_group else 0
         if self.way == "pairs":
             sizes = {"x": 2 * self.layout.depth}
+        elif self.way == "halves":
+            sizes = {"x": 2 * k, "sums": 4 * sums * self.has_float_sums}
         elif self.way == "fma":
             sizes = {"x": 4 * k, "sums": 4 * sums}
         else:
@@ -97,6 +109,13 @@ def way(region: LinearRegion, layouts: tuple[Tiles, ...], device: Device) -> str
     if any(layout.coding is None for layout in layouts) or not {"avx512_vnni", "avx512bw"} <= device.features:
         return "fma"
     return "planes" if region.activations != "a8" or groups_nest(region.group, layouts) else "fma"
+
+
+def can_halve(region: LinearRegion, layouts: tuple[Tiles, ...], device: Device) -> bool:
+    """True where codes can meet x as bfloat16 numbers."""
+    codings = [layout.coding for layout in layouts if layout.coding is not None]
+    small = len(codings) == len(layouts) and all(coding.bits <= MOST_BITS for coding in codings)
+    return small and region.activations == "bf16" and device.features.issuperset(("avx512_bf16", "avx512bw"))
 
 
 def layouts_of(region: LinearRegion, device: Device) -> tuple[Tiles, ...]:

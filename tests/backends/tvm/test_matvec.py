@@ -1,6 +1,6 @@
 """Linear regions of few rows against the oracle: weight formats, norms, roundings, epilogues, odd sizes, no AVX-512."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -68,9 +68,19 @@ def _halves(form: str) -> list[int]:
     return own[form[0]] if form[0] in own else ggml.get(form, [0, 2])
 
 
-def error(graph: Graph, rows: int, *, device: Device | None = None, threads: int = 2, block: int = 0) -> float:
+def error(
+    graph: Graph,
+    rows: int,
+    *,
+    device: Device | None = None,
+    threads: int = 2,
+    block: int = 0,
+    knobs: Mapping[str, int] | None = None,
+) -> float:
     """The largest difference from the oracle relative to its largest result, of kernels of `block` rows at once."""
     chosen = choices(device)
+    if knobs is not None:
+        chosen = Choices(chosen.device, lambda template, bucket, defaults: {**defaults, **knobs})
     block = block or next((b for b in (1, 2, 4) if rows <= b), 8)
     region = parse(graph)
     assert region is not None
@@ -133,6 +143,40 @@ def test_activations_of_8_bits_are_those_of_the_op(form: str, device: Device) ->
 def test_activations_rounded_to_bf16() -> None:
     before = '%h = irx.cast(%x) {dtype="bf16"} : bf16[B, 96]\n%c = irx.cast(%h) {dtype="f32"} : f32[B, 96]'
     assert error(plain("f32", 64, 96, before=before), 1) < FLOAT32
+
+
+ROUNDED = '%h = irx.cast(%x) {{dtype="bf16"}} : bf16[B, {0}]\n%c = irx.cast(%h) {{dtype="f32"}} : f32[B, {0}]'
+
+
+@pytest.mark.parametrize("form", ["q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q6_k", "i4g64", "u4g16", "u4g256"])
+@pytest.mark.parametrize("device", [host_cpu(), AVX2], ids=["host", "avx2"])
+def test_packed_weights_and_activations_rounded_to_bf16(form: str, device: Device) -> None:
+    """Codes are bfloat16 numbers, so nothing but float32 sums may differ."""
+    assert error(plain(form, 97, 512, before=ROUNDED.format(512)), 4, device=device) < FLOAT32
+
+
+@pytest.mark.parametrize(("rows", "n"), [(1, 1), (3, 7), (8, 113), (13, 64)])
+@pytest.mark.parametrize(("halves", "allowed"), [(0, PACKED), (1, FLOAT32)])
+def test_rows_of_codes_as_halves(rows: int, n: int, halves: int, allowed: float) -> None:
+    for form, k in (("q4_1", 96), ("q6_k", 256)):
+        assert error(plain(form, n, k, before=ROUNDED.format(k)), rows, knobs={"halves": halves}) < allowed
+
+
+@pytest.mark.parametrize("vectors", [1, 2, 4])
+def test_halves_of_any_width_behind_a_norm(vectors: int) -> None:
+    graph = body(
+        ["x: bf16[B, 64]", "nw: bf16[64]", "g: q4_0[128, 64]", "u: q4_0[128, 64]"],
+        [
+            "%n = irx.rms_norm(%x, %nw) {eps=1e-05} : bf16[B, 64]",
+            '%gf = irx.dequantize(%g) {dtype="bf16"} : bf16[128, 64]',
+            '%uf = irx.dequantize(%u) {dtype="bf16"} : bf16[128, 64]',
+            "%gl = irx.linear(%n, %gf) : bf16[B, 128]",
+            "%ul = irx.linear(%n, %uf) : bf16[B, 128]",
+            "%y = irx.swiglu(%gl, %ul) : bf16[B, 128]",
+        ],
+        [("y", "bf16[B, 128]")],
+    )
+    assert error(graph, 8, knobs={"vectors": vectors, "halves": 1}) < BF16
 
 
 @pytest.mark.parametrize("threads", [1, 2])
