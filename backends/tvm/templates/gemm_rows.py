@@ -29,10 +29,10 @@ def emit_rows(w: Writer, shape: Shape) -> None:
         start = w.let(f"row * {shape.stride * WORD[shape.way]}", "start")
         if shape.has_scales or (shape.way == "floats" and shape.region.activations == "a8"):
             _coded(w, shape, values, start)
+        elif shape.has_sums:
+            _summed(w, shape, values, start)
         else:
             _plain(w, shape, values, start)
-        if shape.has_sums and not shape.has_scales:
-            _sums(w, shape, values)
 
 
 def _plain(w: Writer, shape: Shape, values: RowValues, start: str) -> None:
@@ -60,12 +60,15 @@ def _store_rest(w: Writer, place: str, value: str, lanes: int) -> None:
     w.store("xh", place, "bf16", rest, lanes)
 
 
-def _sums(w: Writer, shape: Shape, values: RowValues) -> None:
+def _summed(w: Writer, shape: Shape, values: RowValues, start: str) -> None:
+    """Groups of values as bfloat16, and their sums."""
     groups = shape.region.k // shape.group
     with w.block(f"for g in T.serial({groups}):"):
         total = w.register(constant(0.0))
         with w.block(f"for i in T.serial({shape.group // LANES}):"):
-            w(f"{total} = {total} + {values.at(f'g * {shape.group} + i * {LANES}', LANES)}")
+            value = values.at(f"g * {shape.group} + i * {LANES}", LANES)
+            w(f"{total} = {total} + {value}")
+            w.store("xh", f"{start} + g * {shape.group} + i * {LANES}", "bf16", value)
         w(f"sums[row * {groups} + g] = {reduced(total, 'fadd')}")
 
 

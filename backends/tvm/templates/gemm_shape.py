@@ -31,6 +31,7 @@ STRIPE_BYTES = 512 << 10
 PAGE = 4096
 MATRIX_DEPTH = 32
 """Columns of x in a matrix of 16 rows of bfloat16 pairs."""
+GROUPED = ("halves", "words", "bytes")
 WORD = {"floats": 1, "pairs": 2, "halves": 2, "words": 2, "bytes": 4, "split": 2}
 """Elements of x in 32 bits."""
 
@@ -174,12 +175,13 @@ def shape_for(region: LinearRegion, layouts: tuple[Tiles, ...], choices: Choices
     layout = layouts[0]
     wide = "avx512f" in choices.device.features
     vectors = min(layout.tile // LANES, 2 if wide else 1)
-    block = (10 if vectors == 2 else 14) if wide else 6
+    in_groups = way(region, layouts, choices.device) in GROUPED  # whose sums take registers beside the totals
+    block = (8 if in_groups else 10 if vectors == 2 else 14) if wide else 6
     block = min(block, fewest - 1)
     matrices = has_matrices(choices.device) and fewest > LANES
     if matrices and (way(region, layouts, choices.device) == "pairs" or can_split(region, layouts, choices.device)):
         vectors, block = min(layout.tile // LANES, 4), LANES
-    stripe = max(1, STRIPE_BYTES // (block * region.k * 4))
+    stripe = max(1, STRIPE_BYTES // (block * region.k * 4 // WORD[way(region, layouts, choices.device)]))
     defaults: dict[str, Choice] = {
         "block": block,
         "vectors": vectors,

@@ -162,10 +162,30 @@ def test_norm_and_gate(form: str) -> None:
     assert error(body(96, 64, form, norm="rms_norm", gated=True, residual=True), 40) < (1e-5 if form == "f32" else 1e-4)
 
 
-@pytest.mark.parametrize("knobs", [{"vectors": 4, "block": 6}, {"stripe": 1}, {"unroll": 3, "vectors": 1, "block": 16}])
+@pytest.mark.parametrize(
+    "knobs",
+    [{"vectors": 4, "block": 6}, {"stripe": 1}, {"unroll": 3, "vectors": 1, "block": 16}, {"prefetch": 0}],
+)
 @pytest.mark.parametrize("form", ["f32", "q8_0"])
 def test_knobs(knobs: dict[str, int], form: str) -> None:
     assert error(body(128, 64, form), 50, knobs=knobs) < (1e-5 if form == "f32" else 1e-4)
+
+
+@pytest.mark.parametrize("form", ["f32", "f16", "q4_0", "q5_1"])
+def test_the_next_weights_are_asked_for(form: str) -> None:
+    """In the main loop, where it repeats; a tile narrower than a schedule's vectors is taken whole."""
+    for prefetch in (0, 1):
+        chosen = Choices(host_cpu(), lambda *asked, p=prefetch: {**asked[2], "prefetch": p, "vectors": 4})
+        region = parse(body(32, 128, form))
+        assert region is not None
+        source = gemm_calls(region, layouts_of(region, host_cpu()), chosen)[-1].kernel.source
+        assert ('irx_prefetch_far"' in source.split("T.alloc_buffer", 1)[1]) == bool(prefetch)
+
+
+@pytest.mark.parametrize("form", ["q4_0", "q4_1", "q5_1", "q6_k", "q8_0"])
+@pytest.mark.parametrize("rows", [17, 29])
+def test_codes_as_halves(form: str, rows: int) -> None:
+    assert error(body(53, 256, form, rounding="bf16", residual=True), rows) < 1e-5
 
 
 def test_an_outlier_costs_its_neighbours_little() -> None:
