@@ -104,7 +104,7 @@ def limit_of(step: Step) -> float:
 
 def _limit(type: Type) -> float:
     if not isinstance(type, TensorType):
-        return STORED.get(type.storage, 1e-5)
+        return STORED.get(type.storage, STORED.get(type.dtype, 1e-5))  # of codes with a tail, the tail's
     return PACKED if is_packed(type.dtype) else LIMITS.get(type.dtype, 1e-5)
 
 

@@ -6,7 +6,7 @@ state lays its keys and values out as a state does, in temporaries.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from irx.backends.regions.attention_region import Append, Attend, Region, parse
 from irx.backends.regions.lowered import (
@@ -24,11 +24,12 @@ from irx.backends.regions.lowered import (
 from irx.backends.tvm.templates.append import Plain, Queries, Stored, Work, prepare
 from irx.backends.tvm.templates.attention_bias import Bias, prepare_bias
 from irx.backends.tvm.templates.attention_blocks import blocks
-from irx.backends.tvm.templates.attention_form import BLOCK, KEYS, Form, instructions, registers
+from irx.backends.tvm.templates.attention_form import BLOCK, KEYS, Form, instructions, packs, registers
 from irx.backends.tvm.templates.attention_kernel import Sources
 from irx.backends.tvm.templates.attention_split import split
 from irx.backends.tvm.templates.attention_storage import STORAGES, Storage, Tailed, storage_of
 from irx.backends.tvm.templates.pages import Pages
+from irx.backends.tvm.templates.recent import Recent, encode, recall
 from irx.ir.codes import tailed
 from irx.ir.dims import Dim
 from irx.ir.graph import Graph, Value
@@ -59,8 +60,9 @@ class _Lowering:
         if attend is None:
             return Lowered((Case((prepare(self._stored() + self._rotated()),)),), "rope and append")
         length = attend.q.view.shape[2]
-        if attend.kv is not None:
-            _check_count(attend.kv, length)
+        if attend.kv is not None and tailed(attend.kv.code) is not None and length != 1:
+            one = Case(self._calls(attend, few=True), length, 1)
+            return Lowered((one, Case(self._mixed(attend))), "attention to codes and to the newest tokens, in blocks")
         few = Case(self._calls(attend, few=True), length, FEW)
         if isinstance(length, int) and length <= FEW:
             return Lowered((Case(few.calls),), "attention, keys split among threads")
@@ -77,13 +79,50 @@ class _Lowering:
         last = split(form, sources) if few else (blocks(form, sources, _queries(attend)),)
         return (prepare(works), *(() if bias is None else (bias.call,)), *last)
 
+    def _mixed(self, attend: Attend) -> tuple[Call, ...]:
+        """Many tokens for a state with a tail, whose attention reads what they take the place of."""
+        recent, queries = self._recent(attend), 2 * _queries(attend)
+        form = _form(attend, self.choices.device, queries, few=False, storage=recent.plain)
+        target = Temporary("q", _query_bytes(attend, form))
+        sources = replace(self._sources(attend, target, None), recent=recent)
+        append = self.region.append
+        assert append is not None
+        works: list[Work] = [Queries(attend.q, form, target)]
+        for part, heads in (("k", append.k), ("v", append.v)):
+            works.append(Stored(heads, part, recent.plain, recent.parts, recent.slots, append.positions, recent=recent))
+            works.append(
+                Stored(heads, part, recent.store, recent.state, recent.capacity, append.positions, recent=recent)
+            )
+        works += self._rotated()
+        return (recall(recent), prepare(works), encode(recent), blocks(form, sources, queries))
+
+    def _recent(self, attend: Attend) -> Recent:
+        append = self.region.append
+        if append is None or attend.positions is None:
+            raise Refusal("attention of many tokens to codes with a tail, apart from their append")
+        _check_state(append.kv)
+        store = _storage(append.kv)
+        assert isinstance(store, Tailed)
+        return Recent(
+            store=store,
+            batch=attend.q.view.shape[0],
+            length=attend.q.view.shape[2],
+            heads=append.k.count,
+            k_dim=append.k.size,
+            v_dim=append.v.size,
+            positions=Data(attend.positions.base),
+            state=_state_parts(append.state, append.kv),
+            capacity=Capacity(append.state),
+        )
+
     def _stored(self) -> list[Work]:
         """Keys and values that go into a state."""
         append = self.region.append
         if append is None:
             return []
         _check_state(append.kv)
-        _check_count(append.kv, append.k.view.shape[2])
+        if self.region.attend is None:
+            _check_count(append.kv, append.k.view.shape[2])
         parts = _state_parts(append.state, append.kv)
         return [_work(append, part, parts) for part in ("k", "v")]
 
@@ -206,8 +245,9 @@ def _own_parts(attend: Attend) -> dict[str, Binding]:
     return {"k": Temporary("keys", slots * k_width * size), "v": Temporary("values", slots * v_width * size)}
 
 
-def _form(attend: Attend, device: Device, queries: int, few: bool) -> Form:
-    groups, v_dim, storage = _keys(attend)
+def _form(attend: Attend, device: Device, queries: int, few: bool, storage: Storage | None = None) -> Form:
+    groups, v_dim, own = _keys(attend)
+    storage = storage or own
     if attend.q.count % groups:
         raise Refusal(f"{attend.q.count} query heads for {groups} KV heads")
     if max(attend.q.size, v_dim) > LARGEST_HEAD:
@@ -233,6 +273,7 @@ def _form(attend: Attend, device: Device, queries: int, few: bool) -> Form:
         causal=attend.causal,
         table=0 if attend.table is None else int(attend.table.shape[1]),  # type: ignore[arg-type]
         sinks=attend.sinks is not None,
+        packs=packs(storage, device),
         prefix=attend.kv is not None and attend.kv.prefix,
         biased=attend.mask is not None or attend.bias is not None,
     )

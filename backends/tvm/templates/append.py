@@ -22,6 +22,7 @@ from irx.backends.tvm.templates.attention_form import BLOCK, Form, value_width
 from irx.backends.tvm.templates.attention_storage import Storage, Tailed
 from irx.backends.tvm.templates.instructions import reduced
 from irx.backends.tvm.templates.pages import Pages
+from irx.backends.tvm.templates.recent import SPAN, Recent
 from irx.backends.tvm.writer import LANES, STORAGE, Writer, at, bf16_bits, splat, widened
 from irx.ir.dims import Dim
 
@@ -46,6 +47,13 @@ class Stored:
     capacity: Binding
     positions: View | None
     pages: Pages | None = None
+    recent: Recent | None = None
+    """Of a call of many tokens to a state with a tail: which of its slots they go to, or, plain, where they stay."""
+
+    @property
+    def prefix(self) -> str:
+        """What stands before the names of arrays."""
+        return "recent_" if self.recent is not None and not isinstance(self.store, Tailed) else ""
 
 
 @dataclass(frozen=True)
@@ -237,24 +245,30 @@ class _Prepare:
             return s
         view = work.positions
         positions = self._input(view.base.name, "int64", Data(view.base))
-        return whole(self.w, f"{positions}[{self._index(view, (b, s))}]")
+        position = f"{positions}[{self._index(view, (b, s))}]"
+        return whole(self.w, f"{position} - {self._span(work.recent, b, 2)}" if work.prefix else position)
+
+    def _span(self, recent: Recent | None, b: str, number: int) -> str:
+        assert recent is not None
+        return f"{self.arguments.pointer('spans', 'int64', recent.spans)}[{b} * {SPAN} + {number}]"
 
     def _store(self, work: Stored, b: str, h: str, slot: str) -> None:
         w, part, store = self.w, work.part, work.store
         heads = work.heads.count
         if work.pages is not None:
             work.pages.declare(self.arguments)
-        elif "capacity" not in self.arguments.bindings:
-            self.arguments.number("capacity", work.capacity)
+        elif work.prefix + "capacity" not in self.arguments.bindings:
+            self.arguments.number(work.prefix + "capacity", work.capacity)
         if isinstance(store, Tailed):
             store_token = store_key if part == "k" else store_value
             head, pointer = whole(w, f"{b} * {heads} + {h}"), partial(self._pointer, work)
-            store_token(w, Token(store, "head", self.start, work.heads.size, head, slot, pointer))
+            since = whole(w, f"{self._span(work.recent, b, 1)} - {store.tail}") if work.recent is not None else ""
+            store_token(w, Token(store, "head", self.start, work.heads.size, head, slot, pointer, since))
             return
         if work.pages is not None:
             slots = work.pages.first_slot(w, b, h, heads, slot)
         else:
-            slots = whole(w, f"({b} * {heads} + {h}) * capacity")
+            slots = whole(w, f"({b} * {heads} + {h}) * {work.prefix}capacity")
         names = [f"{part}_{name}" for name in store.parameters]
         parameters = [f"{self._pointer(work, name, store.parameter)}[{slots} + {slot}]" for name in names]
         element = Element(store, "head", self.start, work.heads.size, part == "k")
@@ -266,7 +280,7 @@ class _Prepare:
             self._store_value(work, target, slots, slot, write)
 
     def _pointer(self, work: Stored, part: str, dtype: str) -> str:
-        return self.arguments.pointer(part, dtype, work.targets[part])
+        return self.arguments.pointer(work.prefix + part, dtype, work.targets[part])
 
     def _store_key(self, work: Stored, target: str, slots: str, slot: str, write: Write) -> None:
         """Word by word, as 16 tokens lie beside each other."""

@@ -20,7 +20,8 @@ from irx.backends.tvm.writer import STORAGE, Writer, at, constant, splat
 class Token:
     """One head of a token in `buffer[start:]`, of `size` channels, for a slot of head `head` among those of all rows.
 
-    `pointer(part, dtype)` declares an array of the state, `k_scale` say, and gives its name.
+    `pointer(part, dtype)` declares an array of the state, `k_scale` say, and gives its name. In a call of many tokens
+    those from position `since` on go into the ring, and groups of keys are coded afterwards (`recent`).
     """
 
     store: Tailed
@@ -30,6 +31,12 @@ class Token:
     head: str
     slot: str
     pointer: Callable[[str, str], str]
+    since: str = ""
+
+    @property
+    def stays(self) -> str:
+        """Whether no later token of the call takes the place in the ring."""
+        return f"{self.slot} >= {self.since}" if self.since else "T.bool(True)"
 
 
 def store_key(w: Writer, x: Token) -> None:
@@ -38,28 +45,32 @@ def store_key(w: Writer, x: Token) -> None:
     name = x.pointer("k_tail", STORAGE[x.store.dtype])
     slot = whole(w, f"{x.slot} % {tail}")
     base = whole(w, f"({x.head} * {tail} + {slot} // {BLOCK} * {BLOCK}) * {x.size} + {slot} % {BLOCK}")
-    with w.block(f"for d in T.serial({x.size}):"):
+    with w.block(f"if {x.stays}:"), w.block(f"for d in T.serial({x.size}):"):
         w.store(name, f"{base} + d * {BLOCK}", x.store.dtype, f"{x.buffer}[{x.start} + d]", 1)
+    if x.since:
+        return
     with w.block(f"if ({x.slot} + 1) % {group} == 0:"):
-        _code_keys(w, x, name, whole(w, f"{x.slot} + 1 - {group}"))
+        first = whole(w, f"{x.slot} + 1 - {group}")
+        source = whole(w, f"({x.head} * {tail} + {first} % {tail}) * {x.size}")
+        code_keys(w, x, lambda j, c: w.load(name, f"{source} + ({j * x.size} + {c}) * {BLOCK}", x.store.dtype), first)
 
 
-def _code_keys(w: Writer, x: Token, ring: str, first: str) -> None:
-    """The keys of slots from `first` on, a group of them, channel by channel."""
+def code_keys(w: Writer, x: Token, lanes_at: Callable[[int, str], str], first: str) -> None:
+    """The keys of slots from `first` on, a group of them, channel by channel.
+
+    `lanes_at(block, channel)` gives 16 of them.
+    """
     store, blocks = x.store, x.store.group // BLOCK
     codes = x.pointer("k", "uint8")
     words = x.size // store.channels
     groups = f"((capacity + {store.group - 1}) // {store.group})"
     place = whole(w, f"({x.head} * {groups} + {first} // {store.group}) * {x.size}")
     target = whole(w, f"({x.head} * (capacity // {BLOCK}) + {first} // {BLOCK}) * {words * BLOCK * 4}")
-    source = whole(w, f"({x.head} * {store.tail} + {first} % {store.tail}) * {x.size}")
     with w.block(f"for word in T.serial({words}):"), w.block("for byte in T.serial(4):"):
         packed = [w.register("T.broadcast(T.int32(0), 16)", dtype="int32") for _ in range(blocks)]
         for i in range(8 // store.bits):
             channel = whole(w, f"word * {store.channels} + {4 * i} + byte")
-            lanes = [
-                w.load(ring, f"{source} + ({j * x.size} + {channel}) * {BLOCK}", store.dtype) for j in range(blocks)
-            ]
+            lanes = [lanes_at(j, channel) for j in range(blocks)]
             low, inverse, step = _grid(w, lanes, store.bits)
             w(f'{x.pointer("k_scale", "float16")}[{place} + {channel}] = T.cast({step}, "float16")')
             w(f'{x.pointer("k_zero", "float16")}[{place} + {channel}] = T.cast({low}, "float16")')
@@ -80,8 +91,9 @@ def store_value(w: Writer, x: Token) -> None:
     ring = x.pointer("v_tail", STORAGE[store.dtype])
     base = whole(w, f"({x.head} * {store.tail} + {x.slot} % {store.tail}) * {width}")
     vectors = [w.register(at(x.buffer, f"{x.start} + {c}")) for c in range(0, width, BLOCK)]
-    for c, vector in enumerate(vectors):
-        w.store(ring, f"{base} + {c * BLOCK}", store.dtype, vector)
+    with w.block(f"if {x.stays}:"):
+        for c, vector in enumerate(vectors):
+            w.store(ring, f"{base} + {c * BLOCK}", store.dtype, vector)
     grids = [_value_grid(w, x, vectors, g) for g in range(x.size // store.group)]
     codes = x.pointer("v", "uint8")
     elements = value_width(x.size, store) // per

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
-from irx.backends.tvm.templates.attention_storage import Storage
-from irx.backends.tvm.templates.instructions import PAIRS, PREFETCH
+from irx.backends.tvm.templates.attention_storage import Storage, Tailed
+from irx.backends.tvm.templates.instructions import HIGHEST, PAIRS, PREFETCH, SUM
 from irx.target import Device
 
 KEYS = 64  # keys of a tile
@@ -57,6 +57,8 @@ class Form:
     biased: bool = False
     prefix: bool = False
     """A prefix may be shared by all rows. Queries then lie by KV head first, by row of the batch second."""
+    packs: bool = False
+    """Codes are multiplied as pairs of bf16: queries and weights that steps have been folded into are rounded to it."""
     fetches: bool = False
     """A tile asks for the keys and values of the next one: where every key is met once, memory sets the pace."""
 
@@ -120,7 +122,9 @@ class Form:
     @property
     def llvm(self) -> str:
         """LLVM functions that the kernel needs."""
-        return (PAIRS + TO_PAIRS if self.dot == "dpbf16" else "") + (PREFETCH if self.fetches else "")
+        pairs = self.dot == "dpbf16" or self.packs
+        needed = (PAIRS + TO_PAIRS if pairs else "", PREFETCH if self.fetches else "")
+        return HIGHEST + SUM + "".join(needed)
 
 
 def value_width(v_dim: int, store: Storage) -> int:
@@ -135,6 +139,12 @@ def instructions(store: Storage, device: Device) -> str:
     if "scale" in store.parameters and device.features >= {"avx512_vnni", "avx512f"}:
         return "vnni"
     return "fma"
+
+
+def packs(store: Storage, device: Device) -> bool:
+    """Whether codes are multiplied as pairs of bf16, which a program in bf16 loses nothing by."""
+    needed = {"avx512_bf16", "avx512f", "avx512bw"}
+    return isinstance(store, Tailed) and store.dtype == "bf16" and device.features >= needed
 
 
 def registers(device: Device, rows: int, v_dim: int) -> tuple[int, int, int]:

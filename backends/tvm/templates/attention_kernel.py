@@ -16,6 +16,7 @@ from irx.backends.tvm.arguments import Arguments, total, whole
 from irx.backends.tvm.templates.attention_form import BLOCK, KEYS, LOG2_E, Form
 from irx.backends.tvm.templates.attention_tile import Places, RowTexts, Sums, scores, softmax, values
 from irx.backends.tvm.templates.pages import Pages
+from irx.backends.tvm.templates.recent import Recent
 from irx.backends.tvm.writer import Writer, at, splat, widened
 from irx.ir.dims import Dim
 
@@ -46,6 +47,8 @@ class Sources:
     """The numbers of tokens and of slots of a prefix; its arrays are among the parts."""
     pages: Pages | None = None
     """Where the slots of a state are that lie in pages."""
+    recent: Recent | None = None
+    """The newest tokens, of a call of many to a state with a tail."""
 
 
 class AttentionKernel:
@@ -149,6 +152,8 @@ class AttentionKernel:
 
     def _first_slot(self, b: str, g: str, tile: str) -> tuple[str, str, str]:
         """From where the slots of a head are counted that a tile reads: in blocks, in elements of values, and alone."""
+        if self.x.recent is not None:
+            return "T.int64(0)", "T.int64(0)", "T.int64(0)"  # a tile says itself where it is
         store = self.f.store
         if self.x.pages is None:
             head = whole(self.w, f"({b}) * {self.f.groups} + ({g})")

@@ -22,8 +22,8 @@ from irx.backends.tvm.templates.attention_kernel import (
     tile_span,
     weight_inverse,
 )
+from irx.backends.tvm.templates.attention_pairs import functions, kernel_of
 from irx.backends.tvm.templates.attention_prefix import fold_prefix, tiles_of
-from irx.backends.tvm.templates.attention_tailed import kernel_of
 from irx.backends.tvm.templates.attention_tile import Sums, begin
 from irx.backends.tvm.writer import Writer, at, splat
 from irx.ir.dims import Dim
@@ -75,7 +75,7 @@ def _split(f: Form, x: Sources, left: dict[str, Temporary]) -> Call:
             row = whole(w, f"{mine} + (b * {f.groups} + g) * {room}")
             span = (f"{head.start} + {from_tile}", f"{head.start} + {to_tile}")
             _segment(kernel, row, count, scratch, span, head.latest, head.least, head.most)
-    return kernel.arguments.call("attention_split", w, f"attention to {f.store.name} keys, split", llvm=f.llvm)
+    return kernel.arguments.call("attention_split", w, f"attention to {f.store.name} keys, split", llvm=functions(f))
 
 
 def _stride(kernel: AttentionKernel, room: str) -> str:

@@ -166,6 +166,36 @@ class Tailed(Storage):
         found = [_bits(word, 8 * k + self.bits * i, 2**self.bits - 1) for i, k in places]
         return [f'T.cast({codes}, "float32x16")' for codes in found]
 
+    @property
+    def above(self) -> list[int]:
+        """What `pairs` has added to the codes at bit `bits` i of a byte."""
+        return [2 ** (7 - self._place(i)) for i in range(self.halves)]
+
+    def _place(self, i: int) -> int:
+        """The bit of a bf16 that the codes at bit `bits` i of a byte begin at: its last 7 bits are a fraction."""
+        return min(self.bits * i, 7 - self.bits)
+
+    def pairs(self, shifted: dict[int, str]) -> list[str]:
+        """Words of two bf16 each, codes with `above` added, of bits `bits` i: of bytes 0 and 2, then of 1 and 3.
+
+        Codes become the fraction of a power of 2, which takes a mask and an exponent. `shifted` has words shifted to
+        the right by all of `shifts`.
+        """
+        made = []
+        for i in range(self.halves):
+            place = self._place(i)
+            mask, power = (2**self.bits - 1 << place) * 0x10001, (134 - place << 7) * 0x10001
+            for byte in range(2):
+                words = shifted[8 * byte + self.bits * i - place]
+                kept = f"T.bitwise_and({words}, T.broadcast(T.int32({mask}), 16))"
+                made.append(f"T.bitwise_or({kept}, T.broadcast(T.int32({power}), 16))")
+        return made
+
+    @property
+    def shifts(self) -> list[int]:
+        """By how much words are shifted for `pairs`."""
+        return sorted({8 * byte + self.bits * i - self._place(i) for i in range(self.halves) for byte in range(2)})
+
     def values(self, found: str) -> list[str]:
         """Channels that are 16 apart."""
         words, mask = f'T.cast({found}, "int32x16")', 2**self.bits - 1

@@ -12,16 +12,11 @@ from typing import cast
 from irx.backends.regions.lowered import Temporary
 from irx.backends.tvm.arguments import whole
 from irx.backends.tvm.templates.attention_form import BLOCK, KEYS, Form
-from irx.backends.tvm.templates.attention_kernel import AttentionKernel, Sources
+from irx.backends.tvm.templates.attention_kernel import AttentionKernel
 from irx.backends.tvm.templates.attention_storage import Tailed
 from irx.backends.tvm.templates.attention_tile import Places, softmax
-from irx.backends.tvm.templates.instructions import prefetch, reduced
+from irx.backends.tvm.templates.instructions import prefetch, summed
 from irx.backends.tvm.writer import STORAGE, Writer, at, constant, splat
-
-
-def kernel_of(f: Form, x: Sources) -> AttentionKernel:
-    """The kernel for a form's storage."""
-    return TailedKernel(f, x) if isinstance(f.store, Tailed) else AttentionKernel(f, x)
 
 
 class TailedKernel(AttentionKernel):
@@ -30,10 +25,14 @@ class TailedKernel(AttentionKernel):
     def read(self) -> None:
         """Declare what tiles read."""
         super().read()
-        f, store = self.f, self.store
-        width = f.rows * max(f.channels, KEYS * (f.v_dim // store.group))
-        self.arguments.pointer("folded", "float32", Temporary("folded", width * 4, per_thread=True))
+        width, dtype = self.folded_width()
+        self.arguments.pointer("folded", dtype, Temporary("folded", width * 4, per_thread=True))
         self.folded = whole(self.w, f"tid * {width}")
+
+    def folded_width(self) -> tuple[int, str]:
+        """Elements of `folded` and their dtype."""
+        f = self.f
+        return f.rows * max(f.channels, KEYS * (f.v_dim // self.store.group)), "float32"
 
     def dtype_of(self, part: str) -> str:
         """How a part of the state lies in memory."""
@@ -83,10 +82,7 @@ class TailedKernel(AttentionKernel):
 
     def _coded_scores(self, a: Places, head: str, row: str, part: int, blocks: int) -> list[str]:
         f, w, store = self.f, self.w, self.store
-        group = whole(w, f"({a.first} + {part * BLOCK}) // {store.group}")
-        groups = f"(({self.capacity} + {store.group - 1}) // {store.group})"
-        place = whole(w, f"({head} * {groups} + {group}) * {f.channels}")
-        sums = self._begun(blocks, self._fold_queries(row, place))
+        sums = self._begun(blocks, self._fold_queries(row, self._group(a, head, part)))
         start = whole(w, f"{a.k} + ({a.first} // {BLOCK} + {part}) * {f.steps * BLOCK}")
         with w.block(f"for d in T.serial({f.steps}):"), w.block(f"for j in T.unroll({blocks}):"):
             index = f"{start} + (j * {f.steps} + d) * {BLOCK}"
@@ -101,20 +97,30 @@ class TailedKernel(AttentionKernel):
                     w(f"{value} = {value} + {q} * {lanes}")
         return sums
 
+    def _group(self, a: Places, head: str, part: int) -> str:
+        """Where the steps of the group of tokens begin that block `part` of a tile is in."""
+        group = self.store.group
+        number = whole(self.w, f"({a.first} + {part * BLOCK}) // {group}")
+        groups = f"(({self.capacity} + {group - 1}) // {group})"
+        return whole(self.w, f"({head} * {groups} + {number}) * {self.f.channels}")
+
+    def _grid(self, side: str, place: str) -> tuple[str, str]:
+        """Registers of 16 steps and 16 lowest values."""
+        names = (f"{side}_scale", f"{side}_zero")
+        step, low = (self.w.register(f'T.cast({at(name, place)}, "float32x16")') for name in names)
+        return step, low
+
     def _fold_queries(self, row: str, place: str) -> list[str]:
         """Queries times steps go to `folded`; gives what the lowest values of a group add to each row."""
         f, w = self.f, self.w
         added = [w.register(constant(0.0)) for _ in range(f.rows)]
         with w.block(f"for c in T.serial({f.channels // BLOCK}):"):
-            step, low = (
-                w.register(f'T.cast({at(name, f"{place} + c * {BLOCK}")}, "float32x16")')
-                for name in ("k_scale", "k_zero")
-            )
+            step, low = self._grid("k", f"{place} + c * {BLOCK}")
             for i, total in enumerate(added):
                 q = w.register(at("q", f"{row} + {i * f.q_width} + c * {BLOCK}"))
                 w(f"{at('folded', f'{self.folded} + {i * f.channels} + c * {BLOCK}')} = {q} * {step}")
                 w(f"{total} = {total} + {q} * {low}")
-        return [w.register(reduced(total, "fadd"), lanes=1) for total in added]
+        return [w.register(summed(total), lanes=1) for total in added]
 
     def _begun(self, blocks: int, values: list[str]) -> list[str]:
         w = self.w
@@ -184,12 +190,10 @@ class TailedKernel(AttentionKernel):
                     keys = f'T.ramp(T.cast(j * {BLOCK}, "int32"), 1, 16) < {bound}'
                     found = at("s", f"{a.s} + chunk * {f.rows * KEYS} + {i * KEYS} + j * {BLOCK}")
                     weight = w.register(f"T.Select({keys}, {found}, {constant(0.0)})")
-                    step, low = (
-                        f'T.cast({at(n, f"{place} + j * {BLOCK}")}, "float32x16")' for n in ("v_scale", "v_zero")
-                    )
+                    step, low = self._grid("v", f"{place} + j * {BLOCK}")
                     w(f"{at('folded', f'{self.folded} + {(i * count + g) * KEYS} + j * {BLOCK}')} = {weight} * {step}")
                     w(f"{added} = {added} + {weight} * {low}")
-                made[-1].append(w.register(reduced(added, "fadd"), lanes=1))
+                made[-1].append(w.register(summed(added), lanes=1))
         return made
 
     def _tail_values(self, a: Places, head: str, start: str, used: str) -> None:

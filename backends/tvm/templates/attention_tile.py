@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from irx.backends.tvm import vector_math
 from irx.backends.tvm.arguments import whole
 from irx.backends.tvm.templates.attention_form import BLOCK, KEYS, LOG2_E, LOWEST, Form
-from irx.backends.tvm.templates.instructions import dot_bytes, dot_pairs, prefetch, reduced
+from irx.backends.tvm.templates.instructions import dot_bytes, dot_pairs, prefetch, summed
+from irx.backends.tvm.templates.instructions import highest as highest_of
 from irx.backends.tvm.writer import Writer, at, constant, splat
 
 
@@ -174,17 +175,17 @@ def _query_sum(w: Writer, f: Form, a: Places) -> str:
 
 def _add_zeros(w: Writer, f: Form, a: Places, zeros: str) -> None:
     """What the zeros of all tokens add to every channel of row `r`'s output."""
-    summed = w.register(splat(reduced(zeros, "fadd")))
+    added = w.register(splat(summed(zeros)))
     with w.block(f"for c in T.serial({f.v_width // 16}):"):
         out = at("o", f"{a.sums.o} + r * {f.v_width} + c * 16")
-        w(f"{out} = {out} + {summed}")
+        w(f"{out} = {out} + {added}")
 
 
 def _new_maximum(w: Writer, f: Form, a: Places, values: str) -> str:
     """The row's maximum with these scores; where it has grown, sum and output are scaled down to it."""
     first, second, third, fourth = (at(values, str(j * BLOCK)) for j in range(KEYS // BLOCK))
     together = f"T.max(T.max({first}, {second}), T.max({third}, {fourth}))"
-    highest = w.register(f'T.call_llvm_pure_intrin("float32", "llvm.vector.reduce.fmax", {together})', lanes=1)
+    highest = w.register(highest_of(together), lanes=1)
     before = w.register(f"m[{a.sums.m} + r]", lanes=1)
     now = w.register(f"T.max({before}, {highest})", lanes=1)
     with w.block(f"if {highest} > {before}:"):

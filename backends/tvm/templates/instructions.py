@@ -28,6 +28,33 @@ define <16 x float> @irx_dot_pairs(<16 x float> %sum, <16 x i32> %a, <16 x i32> 
   ret <16 x float> %r
 }
 """
+HIGHEST = """
+define float @irx_highest(<16 x float> %x) alwaysinline {
+  %a = shufflevector <16 x float> %x, <16 x float> poison, <8 x i32> <i32 0, i32 1, i32 2, i32 3, i32 4, i32 5, i32 6, i32 7>
+  %b = shufflevector <16 x float> %x, <16 x float> poison, <8 x i32> <i32 8, i32 9, i32 10, i32 11, i32 12, i32 13, i32 14, i32 15>
+  %more8 = fcmp ogt <8 x float> %a, %b
+  %m8 = select <8 x i1> %more8, <8 x float> %a, <8 x float> %b
+  %c = shufflevector <8 x float> %m8, <8 x float> poison, <4 x i32> <i32 0, i32 1, i32 2, i32 3>
+  %d = shufflevector <8 x float> %m8, <8 x float> poison, <4 x i32> <i32 4, i32 5, i32 6, i32 7>
+  %more4 = fcmp ogt <4 x float> %c, %d
+  %m4 = select <4 x i1> %more4, <4 x float> %c, <4 x float> %d
+  %e = shufflevector <4 x float> %m4, <4 x float> poison, <4 x i32> <i32 2, i32 3, i32 2, i32 3>
+  %more2 = fcmp ogt <4 x float> %m4, %e
+  %m2 = select <4 x i1> %more2, <4 x float> %m4, <4 x float> %e
+  %y = extractelement <4 x float> %m2, i32 0
+  %z = extractelement <4 x float> %m2, i32 1
+  %more = fcmp ogt float %y, %z
+  %r = select i1 %more, float %y, float %z
+  ret float %r
+}
+"""  # noqa: E501
+SUM = """
+declare float @llvm.vector.reduce.fadd.v16f32(float, <16 x float>)
+define float @irx_sum(<16 x float> %x) alwaysinline {
+  %r = call reassoc float @llvm.vector.reduce.fadd.v16f32(float -0.0, <16 x float> %x)
+  ret float %r
+}
+"""
 
 _PERMUTE = {
     1: "@llvm.x86.avx512.permvar.hi.512(<32 x i16> {0}, <32 x i16> %codes)",
@@ -99,3 +126,13 @@ def reduced(value: str, operation: str, dtype: str = "float32") -> str:
     """All 16 lanes as one: `fmax` or `add`, and `fadd` in lane order."""
     start = "T.float32(0), " if operation == "fadd" else ""
     return f'T.call_llvm_pure_intrin("{dtype}", "llvm.vector.reduce.{operation}", {start}{value})'
+
+
+def summed(value: str) -> str:
+    """The sum of all 16 lanes, in any order: a tree of additions, where lane after lane would wait for each other."""
+    return f'T.call_pure_extern("float32", "irx_sum", {value})'
+
+
+def highest(value: str) -> str:
+    """The largest of all 16 lanes, by halves; LLVM's own reduction keeps nan, which takes lane after lane."""
+    return f'T.call_pure_extern("float32", "irx_highest", {value})'

@@ -13,6 +13,7 @@ from irx.ir.graph import Graph
 from irx.ir.types import KVType
 from irx.runtime.kv import KVState, empty_state
 from irx.runtime.tensors import from_numpy, to_numpy
+from irx.target import find_device
 from tests.backends.tvm.attention_bodies import as_numbers, graph_of, make_room, parts
 from tests.backends.tvm.lowered_run import choices, run_lowered
 
@@ -73,10 +74,50 @@ def test_steps_equal_those_of_torch(code: str, dim: int, heads: int, dtype: str,
         assert torch.equal(ours.part(name), theirs.part(name)), name
 
 
+CALLS = (61, 3, 1, 129, 66, 1, 140)  # tokens of the first row; the second row's last is padding, in every call of many
+
+
+@pytest.mark.parametrize(
+    ("code", "dim", "heads", "dtype", "how", "device"),
+    [
+        ("kivi2-32-128", 64, 6, "f32", "scale=0.2", None),
+        ("kivi4-16-64", 80, 4, "bf16", "scale=0.2, window=100", None),
+        ("kivi2-64-64", 64, 2, "bf16", "scale=0.2, softcap=2.0", "cpu-avx2"),
+    ],
+)
+def test_calls_of_many_tokens_equal_those_of_torch(
+    code: str, dim: int, heads: int, dtype: str, how: str, device: str | None
+) -> None:
+    """Each query sees codes and plain tokens as its position says, however the tokens come."""
+    body, generator = _body(code, dim, heads, dtype, how, "S"), torch.Generator().manual_seed(0)
+    on = None if device is None else find_device(device)
+    lowered = rule(body, choices(on))
+    assert lowered is not None
+    (kv,) = (v.type for v in body.inputs if isinstance(v.type, KVType))
+    ours, theirs = (empty_state(kv, 2, torch.device("cpu")) for _ in range(2))
+    options = {name: float(x) if "." in x else int(x) for name, x in (p.split("=") for p in how.split(", "))}
+    kind, lengths = (torch.float32 if dtype == "f32" else torch.bfloat16), [0, 0]
+    for count in CALLS:
+        pos = torch.tensor([[n + i for i in range(count)] for n in lengths])
+        if count > 1:
+            pos[1, -1] = -1
+        lengths = [int(row.max()) + 1 for row in pos]
+        q, k, v = (torch.randn(2, h, count, dim, generator=generator).to(kind) for h in (heads, 2, 2))
+        make_room(ours, pos.numpy())
+        arrays = {"q": to_numpy(q), "k": to_numpy(k), "v": to_numpy(v), "pos": pos.numpy()}
+        made = run_lowered(lowered, body, arrays, states={"kv0": parts(ours)}, threads=3, device=on)
+        theirs = find("kv_append")(theirs, k, v, pos)
+        expected = find("kv_attention")(q, theirs, pos, **options)
+        limit = 1e-5 if dtype == "f32" else 0.02
+        assert np.abs(as_numbers(made["y"]) - expected.float().numpy()).max() < limit, count
+        theirs.settle()
+    for name in ("k", "v", *(f"{side}_{x}" for side in "kv" for x in ("scale", "zero", "tail"))):
+        assert torch.equal(ours.part(name), theirs.part(name)), name
+
+
 @pytest.mark.parametrize(
     ("code", "dim", "length", "why"),
     [
-        ("kivi2-32-128", 64, "S", "more than one token"),
         ("kivi2-32-96", 64, "1", "a tail of 96"),
         ("kivi2-8-64", 64, "1", "groups of 8"),
         ("kivi2-8-64", 24, "1", "groups of 8"),
