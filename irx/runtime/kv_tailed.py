@@ -40,14 +40,19 @@ class Recent:
 
 
 class TailedPlane(Plane):
-    """What keys and values have in common. `recent` are the tokens of the last call and the tail before it."""
+    """What keys and values have in common. `recent` are the tokens of the last call and the tail before it.
 
-    __slots__ = ("code", "held", "recent")
+    `held` are tokens of rows as far as the plane knows. Rows of `lost` tokens, a tail of which the first one has lost
+    its place to a token that was forgotten: no later query sees it as it was, and the next token takes the place again.
+    """
+
+    __slots__ = ("code", "held", "lost", "recent")
 
     def __init__(self, tensor: Tensor, channels: int, parameters: dict[str, Tensor], code: TailedCode) -> None:
         super().__init__(tensor, channels, self.stored_as, Plain(torch.uint8), parameters)
         self.code = code
         self.held = [0] * len(tensor)
+        self.lost = [-1] * len(tensor)
         self.recent: list[Recent] = []
 
     stored_as: ClassVar[Arrangement]
@@ -118,14 +123,14 @@ class TailedPlane(Plane):
             old = self.parameters[name]
             larger.parameters[name][:, :, : old.shape[2], : old.shape[3]] = old
         larger.parameters = {**larger.parameters, "tail": self._tail}
-        larger.held, larger.recent = self.held, self.recent
+        larger.held, larger.lost, larger.recent = self.held, self.lost, self.recent
         return larger
 
     def clone(self) -> TailedPlane:
         """An independent copy."""
         parts = {name: part.clone() for name, part in self.parameters.items()}
         copy = type(self)(self.tensor.clone(), self.channels, parts, self.code)
-        copy.held = list(self.held)
+        copy.held, copy.lost = list(self.held), list(self.lost)
         return copy
 
     def ring(self, rows: slice, first: int, end: int) -> Tensor:
@@ -138,17 +143,21 @@ class TailedPlane(Plane):
 
     def _kept(self, rows: slice, length: int) -> Recent:
         first = max(0, length - self.code.tail)
-        return Recent(rows, first, self.ring(rows, first, length))
+        tokens = self.ring(rows, first, length)
+        if length in self.lost[rows]:
+            tokens = torch.cat([self.read(first, first + 1)[rows].to(tokens.dtype), tokens[:, :, 1:]], 2)
+        return Recent(rows, first, tokens)
 
     def _forget(self, rows: slice, length: int) -> None:
         """Rows of more tokens have only `length` from here on."""
         self.recent = [] if rows == slice(None) else [r for r in self.recent if r.rows not in (rows, slice(None))]
         for b in range(len(self.held))[rows]:
             if self.held[b] > length:
-                first = max(0, length - self.code.tail)
-                stop = min(length, self.held[b] - self.code.tail)
+                first = max(0, length + 1 - self.code.tail)
+                stop = min(length, self.held[b] + (self.lost[b] == self.held[b]) - self.code.tail)
                 if stop > first:
                     self._put(slice(b, b + 1), first, self.read(first, stop)[b : b + 1])
+                self.lost[b] = length if length >= self.code.tail else -1
             self.held[b] = length
 
     def _slots_of(self, first: int, count: int) -> Tensor:

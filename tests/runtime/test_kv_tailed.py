@@ -86,6 +86,29 @@ def test_a_prompt_may_be_divided_as_one_likes(code: str) -> None:
         assert torch.allclose(torch.cat(parts, 2), one, atol=1e-5)
 
 
+@pytest.mark.parametrize("backs", [(1,), (1, 1), (3,), (1, 4), (2, 1, 7)])
+def test_forgotten_tokens_leave_the_tail_behind(backs: tuple[int, ...]) -> None:
+    """A token whose place in the ring was taken is as its codes say, others as they were, again and again."""
+    state, (_, k, v), tail = _state("kivi2-4-8"), _tokens(40), 8
+    taken, length = set(), 0
+
+    def append(end: int) -> None:
+        pos = torch.arange(length, end).expand(2, -1)
+        find("kv_append")(state, k[:, :, length:end], v[:, :, length:end], pos)
+        state.settle()
+        taken.difference_update(range(length, end))
+        taken.update(range(end - tail))
+
+    for back in (0, *backs):
+        append(29 if not length else length + 2)
+        length = state.lengths[0] - back
+        state.truncate((length, length))
+        for plane, given in ((state.keys, k), (state.values, v)):
+            shown, codes = plane.all((length, length)), plane.read(0, 40)
+            for p in range(length - tail, length):
+                assert torch.equal(shown[:, :, p], (codes if p in taken else given)[:, :, p]), (back, p)
+
+
 def test_keys_become_codes_at_multiples_of_the_tail_and_values_one_by_one() -> None:
     """What the next query sees as it is: keys from the last multiple on, the newest values."""
     state = _state("kivi2-4-8")
