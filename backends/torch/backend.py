@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,6 +47,10 @@ class TorchBackend:
     def latency(self, program: Program, graph: Graph, device: Device, context: int) -> str:
         """Passes are for kernels that torch does not have; nothing is measured."""
         return "torch runs the model, whose kernels do not depend on passes"
+
+    def latencies(self, graphs: Sequence[Graph], device: Device, context: int) -> list[Any]:
+        """There are none to compare."""
+        return []
 
     def load(self, blobs: Mapping[str, bytes], device: Device) -> Plan:
         """The kernel of a graph that `build` wrote. Nothing of the text is executed as Python."""

@@ -89,6 +89,10 @@ class TritonBackend:
         """Nothing is measured while compiling for a GPU."""
         return "kernels of a GPU are not timed while compiling"
 
+    def latencies(self, graphs: Sequence[Graph], device: Device, context: int) -> list[Latency]:
+        """There are none to compare."""
+        return []
+
     def load(self, blobs: Mapping[str, bytes], device: Device) -> Plan:
         """The plan of a graph that `build` wrote; kernels whose binaries the files lack are compiled.
 

@@ -19,7 +19,7 @@ from irx.backends.tvm.checking import wrong
 from irx.backends.tvm.codegen import compile_kernels, missing, try_kernels
 from irx.backends.tvm.kernel import Kernel
 from irx.backends.tvm.knobs import task
-from irx.backends.tvm.measure import latency
+from irx.backends.tvm.measure import latencies, latency
 from irx.backends.tvm.plan import Plan
 from irx.backends.tvm.steps import Lowering
 from irx.backends.tvm.tuning import tasks
@@ -100,6 +100,11 @@ class TvmBackend:
         if weight_bytes(program) < SMALLEST_MEASURED:
             return f"the model has less than {SMALLEST_MEASURED >> 20} MiB of weights, too little to tell passes apart"
         return latency(Placed.of(graph).graph, device, Choices(device, default_schedule), context)
+
+    def latencies(self, graphs: Sequence[Graph], device: Device, context: int) -> list[Latency]:
+        """All their regions, timed now and in turns."""
+        placed = [Placed.of(graph).graph for graph in graphs]
+        return latencies(placed, device, Choices(device, default_schedule), context)
 
     def load(self, blobs: Mapping[str, bytes], device: Device) -> Plan:
         """The plan of a graph that `build` wrote; kernels that this device needs and the files lack are compiled."""

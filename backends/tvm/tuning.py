@@ -16,7 +16,8 @@ from irx.backends.regions.lowered import Choices
 from irx.backends.tvm.checking import bound_plan, error, limit_of
 from irx.backends.tvm.codegen import compile_kernels
 from irx.backends.tvm.knobs import task
-from irx.backends.tvm.measure import kernels_of, ring_of, times
+from irx.backends.tvm.measure import kernels_of
+from irx.backends.tvm.rings import ring_of, times
 from irx.backends.tvm.steps import Lowering
 from irx.ir.graph import Graph
 from irx.ir.parser import parse

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -18,6 +18,7 @@ from irx.backends.torch.call import call_on_arrays
 from irx.budget import Budget, metric_name
 from irx.frontends.sources import Source
 from irx.ir.excerpt import main_graph
+from irx.ir.graph import Graph
 from irx.ir.opdef import Array
 from irx.ir.program import Program
 from irx.ledger import Ledger
@@ -37,6 +38,11 @@ def latency(program: Program, goal: Target, context: int) -> Latency | str:
     """The time of one step of a program of one graph."""
     (graph,) = main_graph(program).graphs.values()
     return preferred(goal).latency(program, graph, goal.device, context)
+
+
+def latencies(graphs: Sequence[Graph], goal: Target, context: int) -> list[Latency]:
+    """The times of one call of graphs that have a `latency`, taken now and in turns; none where they are predicted."""
+    return preferred(goal).latencies(graphs, goal.device, context)
 
 
 def held_out(program: Program, goal: Target, data: Data) -> HeldOut:

@@ -12,7 +12,7 @@ import torch
 
 from irx.analysis.data import Data
 from irx.analysis.quality import HeldOut
-from irx.api.measuring import context_of, held_out, judge_of, latency
+from irx.api.measuring import context_of, held_out, judge_of, latencies, latency
 from irx.api.targets import preferred
 from irx.backends.torch.call import call_on_arrays
 from irx.budget import Budget
@@ -66,8 +66,9 @@ def _optimize(
     context: int = CONTEXT,
 ) -> tuple[Program, Ledger]:
     measure = partial(latency, goal=goal, context=context)
+    again = partial(latencies, goal=goal, context=context)
     judges = [judge_of(held or held_out(program, goal, data), budget)] if data is not None else []
-    instruments = (*standard_instruments(*judges), Compare(call=call_on_arrays), Gain(measure))
+    instruments = (*standard_instruments(*judges), Compare(call=call_on_arrays), Gain(measure, again=again))
     ctx = context_of(program, goal, data, context)
     optimized, ledger = Pipeline.parse(pipeline, passes(), instruments).run(program, ctx, strict=strict)
     ledger.notes += [data.describe()] if data is not None else []

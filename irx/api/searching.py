@@ -10,7 +10,7 @@ from typing import Any
 
 from irx.analysis.calibration import FORWARD
 from irx.analysis.data import Data
-from irx.api.measuring import context_of, held_out, judge_of, latency
+from irx.api.measuring import context_of, held_out, judge_of, latencies, latency
 from irx.api.optimizing import key_of, optimize
 from irx.budget import Budget
 from irx.ir.program import Program
@@ -58,11 +58,12 @@ def search_passes(
     sample = data.sample(SEARCHED_TOKENS, FITTED_TOKENS)
     ctx = context_of(program, goal, sample, context)
     clock = partial(latency, goal=goal, context=context)
+    again = partial(latencies, goal=goal, context=context)
     own = budget.metric is not None  # a user's function looks at data of its own
     few = sample.few(GLANCED, program.graphs[FORWARD]) if not own else None
     glances = judge_of(held_out(program, goal, few), budget).measure if few is not None else None
     judge = judge_of(held_out(program, goal, sample), budget).measure
-    evaluator = Evaluator(program, pipeline, passes(), ctx, judge, clock, search.prompt, glances)
+    evaluator = Evaluator(program, pipeline, passes(), ctx, judge, clock, search.prompt, glances, again)
     kept = digest and budget.metric is None
     stated = {"data": sample.digest, "prompt": str(search.prompt), "context": str(context)}
     key = replace(key_of(digest, pipeline, goal, stated), kind="search") if kept else None
@@ -70,7 +71,7 @@ def search_passes(
     glance = Journal(evaluator.glance, looked) if glances is not None else None
     units = [] if budget.exact else _units(evaluator.normalized, ctx, search)
     journal = Journal(evaluator, key)
-    found = Hunt(units, journal, budget, search, glance=glance, started=started).run()
+    found = Hunt(units, journal, budget, search, glance=glance, again=evaluator.in_turns, started=started).run()
     held = held_out(program, goal, data)
     options: dict[str, Any] = {"strict": strict, "digest": digest, "budget": budget, "data": data, "held": held}
     options["context"] = context

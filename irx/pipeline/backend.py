@@ -39,6 +39,9 @@ class Backend(Protocol):
     def latency(self, program: Program, graph: Graph, device: Device, context: int) -> Latency | str:
         """The time of one call of the graph at `timed_sizes`, as the sum of its regions measured here, or why not."""
 
+    def latencies(self, graphs: Sequence[Graph], device: Device, context: int) -> list[Latency]:
+        """The times of graphs for which there is a `latency`, taken now and in turns; none where there are none."""
+
     def load(self, blobs: Mapping[str, bytes], device: Device) -> GraphKernel:
         """A kernel that runs the graph. Raises MissingFeature where this host cannot run it."""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from irx.errors import UnsupportedArgument
 from irx.ir.graph import Graph
@@ -24,6 +25,10 @@ class Latency:
 
     seconds: float
     noise: float
+
+
+Again: TypeAlias = Callable[[Sequence[Graph]], Sequence[Latency]]
+"""The latencies of several graphs, taken now and in turns; none where nothing is measured."""
 
 
 def timed_sizes(graph: Graph, context: int) -> dict[str, int]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
 
+from irx.ir.graph import Graph
 from irx.ir.program import Program
 from irx.ledger import DROPPED, KEPT, Ledger
 from irx.pipeline.base import Context, Effect, Pass, Report, Site, Stage
@@ -122,6 +123,19 @@ def test_a_slower_pass_is_dropped_with_what_it_cost() -> None:
     assert ops == ["add", "add", "tanh"]
     assert row.decision == DROPPED
     assert "3000000 us slower" in row.reason
+
+
+def again(graphs: Sequence[Graph]) -> list[Latency]:
+    """Whatever the first look said, all take equally long."""
+    return [Latency(1.0, 0.0) for _ in graphs]
+
+
+def test_no_pass_is_dropped_for_what_a_second_look_does_not_show() -> None:
+    _, ledger = Pipeline((Swap(new="silu"),), (Gain(Clock(), again=again),)).run(program(), context())
+    (row,) = ledger.rows
+    assert (row.decision, row.latency) == (KEPT, 0.0)
+    _, ledger = Pipeline((Swap(new="silu"),), (Gain(Clock(), again=lambda graphs: ()),)).run(program(), context())
+    assert ledger.rows[0].decision == DROPPED, "where there is no second look"
 
 
 def test_only_the_slower_of_two_is_dropped() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from irx.cache import CacheKey, Store
 from irx.errors import BadOption
 from irx.ir.program import Program
 from irx.ledger import DROPPED, KEPT, Ledger, Row
+from irx.pipeline.latency import Latency
 from irx.pipeline.search.candidate import Found
 from irx.pipeline.search.hunt import Hunt
 from irx.pipeline.search.journal import Journal
@@ -86,6 +87,22 @@ def test_the_fastest_configuration_is_found(measure: Measure) -> None:
     found = Hunt(UNITS, measure, BUDGET).run()
     assert found.ranked[0].outcome.seconds == pytest.approx(best_of_all(measure))
     assert found.ranked[-1].text == ""
+
+
+def test_the_last_candidates_are_timed_again() -> None:
+    """What was best by times of different minutes is not, and the unchanged program takes longer as well."""
+    best = Hunt(UNITS, plain, BUDGET).run().ranked[0]
+
+    def again(texts: Sequence[str]) -> dict[str, Latency]:
+        return {text: Latency(plain(text).seconds * (3 if text == best.text else 2), 1e-3) for text in texts}
+
+    found = Hunt(UNITS, plain, BUDGET, again=again).run()
+    assert found.ranked[0].text != best.text
+    assert found.ranked[0].outcome.seconds == 2 * plain(found.ranked[0].text).seconds
+    assert (found.ranked[-1].text, found.ranked[-1].outcome.seconds) == ("", 0.2)
+    assert any("in turns" in note for note in found.notes)
+    silent = Hunt(UNITS, plain, BUDGET, again=lambda texts: {}).run()
+    assert silent.ranked[0].text == best.text and not any("in turns" in note for note in silent.notes)
 
 
 @pytest.mark.parametrize("seed", range(4))

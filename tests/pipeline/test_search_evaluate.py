@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,6 +11,7 @@ import pytest
 from irx.analysis.data import Data
 from irx.budget import Budget
 from irx.errors import PassConflict
+from irx.ir.graph import Graph
 from irx.ir.program import Program
 from irx.passes import passes
 from irx.pipeline.base import Context, Report
@@ -52,6 +53,21 @@ def test_quality_and_time_of_a_candidate() -> None:
     assert found.seconds == pytest.approx(6e-3), "three nodes, two shifts, and the flip of the pipeline"
     assert (measure.asked, measure.decoding) == (1, [False])
     assert evaluator()("").figures["kl"] == pytest.approx(0)
+
+
+def test_candidates_are_timed_again_in_turns() -> None:
+    """All at once, with what is timed of each made once."""
+    asked: list[int] = []
+
+    def again(graphs: Sequence[Graph]) -> list[Latency]:
+        asked.append(len(graphs))
+        return [Latency(1.0 * len(graph), 0.1) for graph in graphs]
+
+    made = replace(evaluator(), again=again)
+    made("shift")
+    assert made.in_turns(["", "shift"]) == {"": Latency(4.0, 0.1), "shift": Latency(5.0, 0.1)}
+    assert asked == [2] and set(made.fused) == {"", "shift"}
+    assert evaluator().in_turns(["", "shift"]) == {}, "where nothing is measured"
 
 
 def test_what_forward_does_not_show_is_measured_in_decoding() -> None:

@@ -6,7 +6,7 @@ The program is normalized once. Quality is measured behind the last lossy pass, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeAlias
@@ -15,11 +15,12 @@ from irx.analysis.calibration import FORWARD
 from irx.analysis.roofline import graph_floor
 from irx.errors import IRXError
 from irx.ir.excerpt import main_graph, only
+from irx.ir.graph import Graph
 from irx.ir.program import Program
 from irx.ledger import KEPT, NO_MATCH, Ledger
 from irx.pipeline.base import Context, Effect, Pass, Stage
 from irx.pipeline.index import PassIndex
-from irx.pipeline.latency import ROWS, Latency, timed_sizes
+from irx.pipeline.latency import ROWS, Again, Latency, timed_sizes
 from irx.pipeline.options import spell
 from irx.pipeline.pipeline import Pipeline
 from irx.pipeline.runner import run
@@ -53,8 +54,11 @@ class Evaluator:
     clock: Clock
     prompt: float = 0.0
     glances: Quality | None = None
+    again: Again = lambda graphs: ()
     remarks: list[str] = field(default_factory=list, init=False)
     made: dict[tuple[str, ...], _Made] = field(default_factory=dict, init=False)
+    fused: dict[str, list[_Part]] = field(default_factory=dict, init=False)
+    """What is timed of every candidate: small, as weights are no part of it."""
 
     @cached_property
     def normalized(self) -> Program:
@@ -75,10 +79,22 @@ class Evaluator:
         made = self._made(self._lossy(text))
         return made.program, made.decoding
 
-    def _tried(self, text: str, measured: Callable[[_Made], Outcome]) -> Outcome:
+    def in_turns(self, texts: Sequence[str]) -> dict[str, Latency]:
+        """The times of candidates, all taken now: those of other minutes are hard to compare. None if predicted."""
+        parts = {text: self._parts(text) for text in texts}
+        timed = iter(self.again([part.graph for found in parts.values() for part in found]))
+        found = {text: [(part.weight, one) for part, one in zip(parts[text], timed)] for text in texts}
+        return {text: _sum(times) for text, times in found.items() if times}
+
+    def _parts(self, text: str) -> list[_Part]:
+        if text not in self.fused:
+            self._latency(text, self.made_of(text)[0])
+        return self.fused[text]
+
+    def _tried(self, text: str, measured: Callable[[str, _Made], Outcome]) -> Outcome:
         try:
             made = self._made(self._lossy(text))
-            return unusable(made.problem) if made.problem else measured(made)
+            return unusable(made.problem) if made.problem else measured(text, made)
         except IRXError as error:
             return unusable(error.what)
         except Exception as error:  # a candidate that cannot be built or run is one less to choose from
@@ -89,13 +105,13 @@ class Evaluator:
         passes = [one for one in self._passes(text) if one.stage is not Stage.NORMALIZE]
         return [one for one in passes if one.effect is Effect.LOSSY]
 
-    def _measured(self, made: _Made) -> Outcome:
-        found = self._latency(made.program)
+    def _measured(self, text: str, made: _Made) -> Outcome:
+        found = self._latency(text, made.program)
         if made.decoding and found.seconds >= self._unchanged.seconds:
             return unusable(f"no faster at a context of {self.ctx.context} tokens: {1e3 * found.seconds:.3g} ms a step")
         return Outcome(found.seconds, dict(self.quality(made.program, made.decoding)), noise=found.noise)
 
-    def _glanced(self, made: _Made) -> Outcome:
+    def _glanced(self, text: str, made: _Made) -> Outcome:
         if self.glances is None or made.decoding:
             return Outcome(0.0)
         seconds = self._correction * floor_seconds(made.program, self.ctx)
@@ -103,7 +119,7 @@ class Evaluator:
 
     @cached_property
     def _unchanged(self) -> Latency:
-        return self._latency(self.normalized)
+        return self._latency("", self.normalized)
 
     def _made(self, lossy: list[Pass]) -> _Made:
         """What the passes make of the normalized program, one after the other."""
@@ -124,22 +140,23 @@ class Evaluator:
         changed, ledger = run([one], (), before.program, replace(self.ctx, captured=captured))
         return _Made(changed, before.decoding or _shows_in_decoding(ledger), _problem(ledger))
 
-    def _latency(self, changed: Program) -> Latency:
+    def _latency(self, text: str, changed: Program) -> Latency:
         """Of a step, and of its share of a prompt."""
-        step = self._timed(main_graph(changed))
-        if not self.prompt or PREFILL not in changed.graphs:
-            return step
-        prefill, weight = self._timed(only(changed, PREFILL)), self.prompt / min(self.ctx.context, ROWS)
-        noise = (step.noise**2 + (weight * prefill.noise) ** 2) ** 0.5
-        return Latency(step.seconds + weight * prefill.seconds, noise)
+        parts = [(1.0, main_graph(changed))]
+        if self.prompt and PREFILL in changed.graphs:
+            parts.append((self.prompt / min(self.ctx.context, ROWS), only(changed, PREFILL)))
+        fused = [(weight, self._fused(part)) for weight, part in parts]
+        self.fused[text] = [
+            _Part(weight, graph) for weight, part in fused for graph in main_graph(part).graphs.values()
+        ]
+        return _sum([(weight, self._timed(part)) for weight, part in fused])
 
     def _fused(self, changed: Program) -> Program:
         later = [one for one in self._passes("") if one.stage is not Stage.NORMALIZE]
         return run(later, (), changed, self.ctx)[0]
 
-    def _timed(self, part: Program) -> Latency:
+    def _timed(self, fused: Program) -> Latency:
         """Measured where that is possible, else predicted and corrected by what the unchanged program takes."""
-        fused = self._fused(part)
         found = self.clock(fused)
         for _ in range(AGAIN):
             if isinstance(found, Latency) and found.noise > DISTURBED * found.seconds:
@@ -169,6 +186,19 @@ class _Made:
     program: Program
     decoding: bool = False
     problem: str = ""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A graph of a candidate, and how many of its calls there are for one step."""
+
+    weight: float
+    graph: Graph
+
+
+def _sum(times: Sequence[tuple[float, Latency]]) -> Latency:
+    seconds = sum(weight * one.seconds for weight, one in times)
+    return Latency(seconds, sum((weight * one.noise) ** 2 for weight, one in times) ** 0.5)
 
 
 def joined(base: str, text: str, index: PassIndex) -> Pipeline:

@@ -23,6 +23,7 @@ from irx.pipeline.search.candidate import Candidate, Found, best_of, front_of, r
 from irx.pipeline.search.knapsack import Option, knapsack
 from irx.pipeline.search.levels import FAMILIES, Configuration, Unit, spelled, unrepaired
 from irx.pipeline.search.outcome import Measure, share
+from irx.pipeline.search.runoff import Again, in_turns
 from irx.pipeline.search.settings import Search
 
 HOPELESS = (
@@ -32,6 +33,8 @@ OPTIMISM = 1.5  # of the budget: candidates whose damages add up to more are not
 STARTS = (1.0, 0.75, 0.5, 0.25)  # of the budget: what the warm start may spend, less each time that it is outside
 FOR_FINE = 0.6  # of the time: after it no fine unit is tried alone
 ELITE = 4  # candidates that have offspring
+FINALISTS = 6  # candidates that are timed again at the end
+LONG = 8.0  # minutes: so long a search times what is known again before it goes on with it
 TRIES = 64  # switches that are drawn for one offspring before there is none
 DOUBT = 0.3  # of the budget: how far beyond it a first look must be to rule a candidate out
 REPAIRABLE = 4.0  # of the budget: what a repair may bring back inside
@@ -43,7 +46,8 @@ logger = logging.getLogger(__name__)
 class Hunt:
     """One search over `units` under `budget`; `clock` counts seconds, from `started` where that is given.
 
-    `glance` looks at a candidate as `measure` does, but at little data, and its seconds are predicted.
+    `glance` looks at a candidate as `measure` does, but at little data, and its seconds are predicted. `again` takes
+    the times of candidates once more, in turns: what was measured in different minutes is hard to compare.
     """
 
     units: Sequence[Unit]
@@ -52,6 +56,7 @@ class Hunt:
     settings: Search = field(default_factory=Search)
     clock: Callable[[], float] = time.monotonic
     glance: Measure | None = None
+    again: Again | None = None
     started: float | None = None
     seen: dict[Configuration, Candidate] = field(default_factory=dict, init=False)
     parents: list[Candidate] = field(default_factory=list, init=False)
@@ -69,9 +74,12 @@ class Hunt:
         self.base = self.measure("")
         self.seen[self.exact] = Candidate("", self.exact, self.base, 0.0)
         ended = self._search()
+        finalists = self._finalists()
+        looked = self._time_again(finalists)
         known = self.seen.values()
         usable = tuple(one for one in known if one.usable)
-        return Found(ranked_of(known, self.seen[self.exact]), front_of(known), tuple(self._notes(ended)), usable)
+        last = [self.seen[one] for one in finalists] if looked else known
+        return Found(ranked_of(last, self.seen[self.exact]), front_of(known), tuple(self._notes(ended, looked)), usable)
 
     def _search(self) -> str:
         if self.budget.exact:
@@ -80,6 +88,8 @@ class Hunt:
             self._alone(family, fine=False)
             self._warm_start(family)
             self._warm_start()
+        if self.settings.minutes >= LONG:
+            self._time_again([one.configuration for one in self.seen.values() if one.inside])
         self._climb()
         if any(unit.fine for unit in self.units):
             for family in FAMILIES:
@@ -89,6 +99,19 @@ class Hunt:
             if not self._generation():
                 return "nothing new was left to try"
         return f"the limit of {self.settings.minutes:g} minutes was reached"
+
+    def _finalists(self) -> list[Configuration]:
+        """The best of all, the best of every family alone, and the unchanged program."""
+        ranked = ranked_of(self.seen.values(), self.seen[self.exact])
+        alone = [self._best_of(family) for family in self._families]
+        return list(dict.fromkeys(one.configuration for one in (*ranked[:FINALISTS], *alone, ranked[-1])))
+
+    def _time_again(self, configurations: Sequence[Configuration]) -> bool:
+        """Take the times of candidates in turns; False where they are not measured at all."""
+        found = in_turns([self.seen[one] for one in configurations], self.again) if self.again is not None else []
+        self.seen |= {one.configuration: one for one in found}
+        self.base = self.seen[self.exact].outcome
+        return bool(found)
 
     def _alone(self, family: str, *, fine: bool) -> None:
         """Every level of every unit of a family alone, weak ones first, as long as the weaker one was inside.
@@ -252,23 +275,31 @@ class Hunt:
     def _time_left(self) -> bool:
         return self.clock() - self.begin < self.settings.minutes * 60
 
-    def _notes(self, ended: str) -> Iterator[str]:
+    def _notes(self, ended: str, looked: bool) -> Iterator[str]:
         unusable = [one for one in self.seen.values() if one.outcome.reason]
         rough = sum(one.rough and not one.outcome.reason for one in self.seen.values())
-        looked = f", {rough} ruled out by a first look" if self.glance is not None else ""
-        yield f"search: {len(self.seen)} candidates, {len(unusable)} of them unusable{looked}; {ended}"
+        glanced = f", {rough} ruled out by a first look" if self.glance is not None else ""
+        yield f"search: {len(self.seen)} candidates, {len(unusable)} of them unusable{glanced}; {ended}"
         if self.first is not None:
             yield f"search: a first answer after {self.first:.0f} s, the best after {self.latest:.0f} s"
-        yield from self._families()
+        if looked:
+            yield "search: the last candidates were timed again, in turns"
+        yield from self._family_notes()
         yield from (f"search: unusable: {one.text}: {one.outcome.reason}" for one in unusable)
         yield from (f"search: on the front: {one.line()}" for one in front_of(self.seen.values()))
 
-    def _families(self) -> Iterator[str]:
+    @property
+    def _families(self) -> list[str]:
+        return list(dict.fromkeys(unit.family for unit in self.units))
+
+    def _best_of(self, family: str) -> Candidate:
+        return best_of(one for one in self.seen.values() if one.inside and self._of(one) <= {family})
+
+    def _family_notes(self) -> Iterator[str]:
         """The best of every family alone, and whether the best of all is one of these."""
         best = self._best()
-        for family in dict.fromkeys(unit.family for unit in self.units):
-            alone = [one for one in self.seen.values() if one.inside and self._of(one) <= {family}]
-            found = best_of(alone)
+        for family in self._families:
+            found = self._best_of(family)
             yield f"search: {family} alone: {found.line() if found.text else 'nothing is faster inside the budget'}"
         if len(self._of(best)) == 1:
             yield f"search: the best is that of {self._of(best).pop()} alone: no other family gained beside it"

@@ -7,7 +7,8 @@ import torch
 
 import irx
 from irx.backends.regions.lowered import Choices, default_schedule
-from irx.backends.tvm import measure
+from irx.backends.regions.steps import Steps
+from irx.backends.tvm import measure, rings
 from irx.backends.tvm.codegen import missing
 from irx.backends.tvm.steps import Lowering
 from irx.ir.types import KVType
@@ -47,6 +48,23 @@ def test_a_disturbed_time_is_not_kept(noise: float, timed: int, monkeypatch: pyt
     assert len(made) == timed + (noise > measure.STEADY)
 
 
+def test_regions_that_are_compared_are_timed_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each in every turn, those that graphs share once in it; the median is what counts from then on."""
+    first, second = (irx.parse(PROGRAM.replace("WIDTH", width)).graphs["forward"] for width in ("24", "40"))
+    order: list[str] = []
+
+    def take(ring: Steps, *_: object) -> list[float]:
+        order.append(str(ring.graph.outputs or ring.order[0].results[0].type))
+        return [float(len(order)), 100.0]
+
+    monkeypatch.setattr(measure, "times", take)
+    choices = Choices(host_cpu(), default_schedule)
+    found = measure.latencies([first, second, first], host_cpu(), choices)
+    assert order == 3 * order[:2] and len(set(order)) == 2
+    assert [one.seconds for one in found] == [3.0, 4.0, 3.0]
+    assert measure.latency(second, host_cpu(), choices) == found[1]
+
+
 STATES = """\
 program @one {
   size B in [1, 4]
@@ -62,7 +80,8 @@ STORED = """\
 program @one {
   size B in [1, 4]
   size S in [1, 64]
-  graph @prefill(%q: f32[B, 2, S, 8], %pos: i64[B, S], %kv: kv<heads=2, dim=8, dense, f32>) -> (y: f32[B, 2, S, 8], kv_out: kv<heads=2, dim=8, dense, f32>) {
+  graph @prefill(%q: f32[B, 2, S, 8], %pos: i64[B, S], %kv: kv<heads=2, dim=8, dense, f32>) -> (
+    y: f32[B, 2, S, 8], kv_out: kv<heads=2, dim=8, dense, f32>) {
     %all = irx.kv_append(%kv, %q, %q, %pos) : kv<heads=2, dim=8, dense, f32>
     %y = irx.kv_attention(%q, %all, %pos) {scale=0.5} : f32[B, 2, S, 8]
     return %y, %all
@@ -78,7 +97,7 @@ def test_states_that_are_timed_hold_what_their_types_leave_of_the_context(more: 
     graph = irx.parse(STATES.replace("MORE", more)).graphs["decode"]
     sizes = timed_sizes(graph, 4096)
     assert sizes == {"B": 1, "S": 128, "T": 4096}
-    _, pos, state = measure.inputs_of(graph, sizes)
+    _, pos, state = rings.inputs_of(graph, sizes)
     assert isinstance(state, KVState) and isinstance(pos, torch.Tensor)
     last = max(held, 128)
     assert state.lengths == (held,) and pos.tolist() == [list(range(last - 128, last))]
@@ -100,8 +119,8 @@ def test_every_copy_of_a_region_has_a_state_of_its_own() -> None:
     graph = irx.parse(STATES.replace("MORE", "").replace("dense", "blocked")).graphs["decode"]
     (step,) = Lowering(Choices(host_cpu(), default_schedule)).steps(graph).steps
     held = 4096 * 2 * 2 * 8 * 4
-    assert measure.copies_of(step, 4096) == measure.RING // held
-    ring = measure.ring_of(step, 4096)
-    assert len(ring.steps) == measure.RING // held
+    assert rings.copies_of(step, 4096) == rings.RING // held
+    ring = rings.ring_of(step, 4096)
+    assert len(ring.steps) == rings.RING // held
     assert len([value for value in ring.graph.inputs if isinstance(value.type, KVType)]) == len(ring.steps)
     assert len([value for value in ring.graph.inputs if not isinstance(value.type, KVType)]) == 2
