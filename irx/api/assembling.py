@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -61,6 +62,7 @@ def assemble(
     tokenizer: Any = None,
 ) -> Executable:
     """Step 7: kernels, weights on their device, and what is known about the model."""
+    gc.collect()  # kernels that were tried and timed hold weights; those of the model need the room
     used = program.used_weights()
     weights = settled(program.weights, used)
     store = WeightStore(partial(tensor_of, weights), torch.device(here(goal).device.place))
