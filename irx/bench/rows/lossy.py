@@ -1,4 +1,4 @@
-"""What a search makes of a budget: SmolLM2 against its exact float32 program, eager, and each family alone, and MiniLM.
+"""What a search makes of a budget: SmolLM2 in float32 against its exact program, eager and each family alone; MiniLM.
 
 The searches come first and take their minutes; what they measured is kept, so that a second run goes on where the first
 one was. Then the winner takes turns with the best that the search found of every family alone.
@@ -25,7 +25,7 @@ from irx.bench.result import Result, single
 from irx.errors import IRXError
 
 CONTEXT = 128
-MINUTES, QUICK_MINUTES = 20.0, 0.5
+MINUTES, QUICK_MINUTES = 10.0, 0.5
 FAMILIES_ALONE = ("depth", "attention", "cache", "weights")
 QUICK_ALONE = ("depth", "weights")
 QUICK_BUDGET = "kl at most 0.05"
@@ -37,11 +37,11 @@ TEXTS = 256  # of about 128 tokens, for the encoder
 
 
 def searched(lab: Lab, limits: dict[str, Any]) -> Any:
-    """The language model under a budget."""
+    """The language model in float32 under a budget."""
     import irx
 
     search = irx.Search(minutes=QUICK_MINUTES if lab.quick else MINUTES)
-    return lab.irx_with("file", "default", dtype="f32", budget=irx.Budget(**limits), data=_texts(lab), search=search)
+    return lab.irx_with("f32", "default", budget=irx.Budget(**limits), data=_texts(lab), search=search)
 
 
 def alone(lab: Lab, limits: dict[str, Any], family: str) -> Any:
@@ -54,7 +54,7 @@ def alone(lab: Lab, limits: dict[str, Any], family: str) -> Any:
     if not text:
         raise Absent(f"no pass of {family} alone is faster inside the budget")
     pipeline = str(joined("default", text, passes()))
-    return lab.irx_with("file", pipeline, dtype="f32", budget=irx.Budget(**limits), data=_texts(lab))
+    return lab.irx_with("f32", pipeline, budget=irx.Budget(**limits), data=_texts(lab))
 
 
 def best_alone(notes: Sequence[str], family: str) -> str:
@@ -73,7 +73,7 @@ class Searched:
     @property
     def title(self) -> str:
         """What is measured."""
-        return f"the file under a budget, {self.label}: one decode step at a context of {CONTEXT} tokens"
+        return f"SmolLM2 in float32 under a budget, {self.label}: one decode step at a context of {CONTEXT} tokens"
 
     def measure(self, lab: Lab) -> Iterator[Result]:
         """Times in turns, with what was chosen and what it spends."""
