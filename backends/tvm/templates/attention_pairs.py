@@ -29,14 +29,20 @@ define <8 x i32> @irx_crossed(<16 x float> %x) alwaysinline {
   ret <8 x i32> %r
 }
 """  # noqa: E501
-ROUNDED = """
-define <16 x float> @irx_rounded(<16 x float> %x) alwaysinline {
-  %n = call <16 x bfloat> @llvm.x86.avx512bf16.cvtneps2bf16.512(<16 x float> %x)
-  %b = bitcast <16 x bfloat> %n to <16 x i16>
-  %w = zext <16 x i16> %b to <16 x i32>
-  %s = shl <16 x i32> %w, splat (i32 16)
-  %r = bitcast <16 x i32> %s to <16 x float>
-  ret <16 x float> %r
+EIGHTS = """
+declare <8 x float> @llvm.x86.avx512bf16.dpbf16ps.256(<8 x float>, <16 x bfloat>, <16 x bfloat>)
+declare float @llvm.vector.reduce.fadd.v8f32(float, <8 x float>)
+define float @irx_sum_eight(<8 x float> %x) alwaysinline {
+  %r = call reassoc float @llvm.vector.reduce.fadd.v8f32(float -0.0, <8 x float> %x)
+  ret float %r
+}
+"""
+WEIGHED = """
+define <8 x float> @NAME(<8 x float> %sum, <8 x i32> %pairs) alwaysinline {
+  %x = bitcast <8 x i32> %pairs to <16 x bfloat>
+  %y = bitcast <8 x i32> <WORDS> to <16 x bfloat>
+  %r = call <8 x float> @llvm.x86.avx512bf16.dpbf16ps.256(<8 x float> %sum, <16 x bfloat> %x, <16 x bfloat> %y)
+  ret <8 x float> %r
 }
 """
 QUADS = """
@@ -61,19 +67,18 @@ def kernel_of(f: Form, x: Sources) -> AttentionKernel:
 
 def functions(f: Form) -> str:
     """The LLVM functions of `kernel_of`."""
-    return f.llvm + (CROSSED + ROUNDED + QUADS + _excess(f.store) if f.packs and isinstance(f.store, Tailed) else "")
+    if not f.packs or not isinstance(f.store, Tailed):
+        return f.llvm
+    # A word has the pairs of each place in its bytes, of even bytes and of odd ones.
+    above = [f.store.above[n // 2 % f.store.halves] for n in range(BLOCK // 2)]
+    sums = _weighed("irx_less_above", [-n for n in above]) + _weighed("irx_added", [1] * len(above))
+    return f.llvm + CROSSED + QUADS + EIGHTS + sums
 
 
-def _excess(store: Tailed) -> str:
-    """What the powers of 2 add to 16 channels of keys, which a word has four of for each place in its bytes."""
-    powers = ", ".join(f"float {float(store.above[lane // 4 % store.halves])}" for lane in range(BLOCK))
-    return f"""
-define <16 x float> @irx_excess(<16 x float> %x) alwaysinline {{
-  %y = call <16 x float> @irx_rounded(<16 x float> %x)
-  %r = fmul <16 x float> %y, <{powers}>
-  ret <16 x float> %r
-}}
-"""
+def _weighed(name: str, factors: list[int]) -> str:
+    """A function: eight lanes plus the pairs, each times a power of 2."""
+    bits = [(127 + abs(n).bit_length() - 1 << 7) + (n < 0) * 0x8000 for n in factors]
+    return WEIGHED.replace("NAME", name).replace("WORDS", ", ".join(f"i32 {n << 16 | n}" for n in bits))
 
 
 class PairedKernel(TailedKernel):
@@ -124,16 +129,23 @@ class PairedKernel(TailedKernel):
     def _fold_queries(self, row: str, place: str) -> list[str]:
         f, w = self.f, self.w
         added = [w.register(constant(0.0)) for _ in range(f.rows)]
+        above = [w.register(constant(0.0, 8), lanes=8) for _ in range(f.rows)]
         with w.block(f"for c in T.serial({f.channels // BLOCK}):"):
             step, low = self._grid("k", f"{place} + c * {BLOCK}")
-            for i, total in enumerate(added):
+            for i in range(f.rows):
                 q = w.register(at("q", f"{row} + {i * f.q_width} + c * {BLOCK}"))
-                product = w.register(f"{q} * {step}")
-                target = at("folded", f"{self.folded} + {i * f.channels // 2} + c * {BLOCK // 2}", BLOCK // 2)
-                w(f'{target} = T.call_pure_extern("int32x8", "irx_crossed", {product})')
-                excess = f'T.call_pure_extern("float32x16", "irx_excess", {product})'
-                w(f"{total} = {total} + {q} * {low} - {excess}")
-        return [w.register(summed(total), lanes=1) for total in added]
+                crossed = f'T.call_pure_extern("int32x8", "irx_crossed", {q} * {step})'
+                self._keep_pairs(f"{i * f.channels // 2} + c * {BLOCK // 2}", crossed, above[i], "irx_less_above")
+                w(f"{added[i]} = {added[i]} + {q} * {low}")
+        both = zip(added, above, strict=True)
+        return [w.register(f"{summed(x)} + {_sum_eight(y)}", lanes=1) for x, y in both]
+
+    def _keep_pairs(self, place: str, value: str, total: str, weighed: str) -> None:
+        """Eight pairs go to `folded`, and are added up by one of the functions above."""
+        w = self.w
+        pairs = w.register(value, dtype="int32", lanes=8)
+        w(f"{at('folded', f'{self.folded} + {place}', 8)} = {pairs}")
+        w(f'{total} = T.call_pure_extern("float32x8", "{weighed}", {total}, {pairs})')
 
     def _coded_values(self, a: Places, head: str, limit: str) -> None:
         f, w, store = self.f, self.w, self.store
@@ -178,24 +190,25 @@ class PairedKernel(TailedKernel):
         made: list[list[tuple[str, str]]] = [[] for _ in range(f.rows)]
         for g in range(count):
             place = whole(w, f"({head} * {count} + {g}) * {self.capacity} + {a.first}")
-            sums = [(w.register(constant(0.0)), w.register(constant(0.0))) for _ in range(f.rows)]
+            sums = [(w.register(constant(0.0)), w.register(constant(0.0, 8), lanes=8)) for _ in range(f.rows)]
             with w.block(f"for j in T.unroll({KEYS // BLOCK}):"):
                 step, low = self._grid("v", f"{place} + j * {BLOCK}")
                 keys = f'T.ramp(T.cast(j * {BLOCK}, "int32"), 1, 16) < {bound}'
                 for i, (added, weights) in enumerate(sums):
                     found = at("s", f"{a.s} + chunk * {f.rows * KEYS} + {i * KEYS} + j * {BLOCK}")
                     weight = w.register(f"T.Select({keys}, {found}, {constant(0.0)})")
-                    product = w.register(f"{weight} * {step}")
-                    line = f"{self.folded} + {(i * count + g) * KEYS // 2} + j * {BLOCK // 2}"
-                    pairs = f'T.call_pure_extern("int32x8", "irx_to_pairs", {product})'
-                    w(f"{at('folded', line, BLOCK // 2)} = {pairs}")
+                    pairs = f'T.call_pure_extern("int32x8", "irx_to_pairs", {weight} * {step})'
+                    place_of = f"{(i * count + g) * KEYS // 2} + j * {BLOCK // 2}"
+                    self._keep_pairs(place_of, pairs, weights, "irx_added")
                     w(f"{added} = {added} + {weight} * {low}")
-                    w(f'{weights} = {weights} + T.call_pure_extern("float32x16", "irx_rounded", {product})')
-            for i, both in enumerate(sums):
-                added, weights = (w.register(summed(x), lanes=1) for x in both)
-                made[i].append((added, weights))
+            for i, (added, weights) in enumerate(sums):
+                made[i].append((w.register(summed(added), lanes=1), w.register(_sum_eight(weights), lanes=1)))
         return made
 
 
 def _right(words: str, bits: int) -> str:
     return f"T.shift_right({words}, T.broadcast(T.int32({bits}), 16))" if bits else words
+
+
+def _sum_eight(value: str) -> str:
+    return f'T.call_pure_extern("float32", "irx_sum_eight", {value})'

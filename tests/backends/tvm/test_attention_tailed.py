@@ -49,6 +49,7 @@ def _started(body: Graph, generator: torch.Generator) -> KVState:
         ("kivi2-16-64", 32, 2, "f32", "scale=0.2, softcap=2.0", 3),
         ("kivi4-16-64", 80, 4, "bf16", "scale=0.2", 2),
         ("kivi2-128-128", 128, 4, "f32", "scale=0.2", 2),
+        ("kivi2-32-128", 64, 2, "bf16", "scale=0.2", 2),
     ],
 )
 def test_steps_equal_those_of_torch(code: str, dim: int, heads: int, dtype: str, how: str, threads: int) -> None:
