@@ -22,7 +22,7 @@ from irx.backends.tvm.templates.linear_operands import (
 )
 from irx.backends.tvm.templates.matvec_input import emit_row_input, emit_views
 from irx.backends.tvm.templates.matvec_product import emit_product
-from irx.backends.tvm.templates.matvec_shape import Shape, balanced_vectors, can_halve, layouts_of, way
+from irx.backends.tvm.templates.matvec_shape import Shape, balanced_vectors, can_halve, layouts_of
 from irx.backends.tvm.templates.matvec_sums import REGISTERS, Unit, totals_bytes
 from irx.backends.tvm.writer import LANES, Writer
 from irx.tuning import Choice
@@ -31,7 +31,8 @@ ROWS = (1, 2, 4, 8)
 PREPARED_ALONE = 2
 """Most rows that every thread prepares for itself."""
 PREFETCH_BYTES = 4096
-"""How far ahead of their use codes are asked for: processors do not foresee two streams that take turns."""
+"""How far ahead of their use weights are asked for, where more happens between two loads of them than for one row of
+floats: processors do not foresee two streams that take turns, and see only as far as their queues of instructions."""
 SCRATCH = "prepared"
 
 
@@ -60,7 +61,7 @@ def shape_for(region: LinearRegion, most: int, choices: Choices) -> Shape:
     defaults: dict[str, Choice] = {
         "vectors": balanced_vectors(region.n, layout.tile, choices.device.cores, widest=widest),
         "unroll": 4,
-        "prefetch": PREFETCH_BYTES if way(region, layouts, choices.device) == "planes" else 0,
+        "prefetch": 0 if layout.coding is None and most == 1 else PREFETCH_BYTES,
         "halves": int(halves),
     }
     bucket = f"{layout.format}/{region.activations} {region.n}x{region.k} rows{most}"

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from irx.backends.layouts.coding import Coding
 from irx.backends.tvm.layouts.reading import half
+from irx.backends.tvm.templates.instructions import prefetch
 from irx.backends.tvm.templates.matvec_shape import Shape
 from irx.backends.tvm.templates.matvec_sums import REGISTERS, Sums, Unit
-from irx.backends.tvm.writer import Writer, constant, splat
+from irx.backends.tvm.writer import LANES, Writer, constant, splat
 
 WORDS = 8
 """Words of codes that are unrolled."""
@@ -60,13 +61,17 @@ class Grouped(Sums):
 
     def scale(self, part: str, above: str, vector: str | int) -> str:
         """Scales (or minima) of 16 columns for group `g`."""
-        entry = f"g // {self.coding.group // self.step}" if self.coding.group > self.step else "g"
-        raw = self.words(part, self.starts[part], entry, vector)
+        raw = self.words(part, self.starts[part], self._entry, vector)
         if not self.coding.super_group:
             return half(raw, self.shape.device)
         above_entry = f"g // {self.coding.super_group // self.step}"
         shared = half(self.words(above, self.starts[above], above_entry, vector), self.shape.device)
         return f'{shared} * T.cast({raw}, "float32x16")'
+
+    @property
+    def _entry(self) -> str:
+        """The entry of the scales of group `g`."""
+        return f"g // {self.coding.group // self.step}" if self.coding.group > self.step else "g"
 
     def minimum(self, vector: str | int) -> str:
         """A register of what is added for every unit of x, empty where there is nothing."""
@@ -107,6 +112,7 @@ class Grouped(Sums):
         w = self.w
         sums = [[self.first_sums(row) for _ in range(self.together)] for row in range(self.most)]
         words = self.step // self.coding.codes_in_word
+        self._fetch_scales(first)
         if words <= WORDS:
             with w.block(f"for kk in T.unroll({words}):"):
                 self._multiply(sums, f"g * {words} + kk", first)
@@ -115,6 +121,16 @@ class Grouped(Sums):
                 self._multiply(sums, f"g * {words} + kk_outer * {WORDS} + kk", first)
         for v in range(self.together):
             self.finish([row[v] for row in sums], f"({first} + {v})")
+
+    def _fetch_scales(self, first: str | int) -> None:
+        """Ask for the scales (and minima) of the group whose codes are asked for: a line is those of 32 columns."""
+        ahead = self.shape.prefetch // (4 * self.layout.tile * self.coding.group // self.coding.codes_in_word)
+        if not ahead:
+            return
+        for part in ("scales", "minima")[: 1 + self.coding.has_minimum]:
+            for v in range(0, self.together, 2):
+                place = f"({self._entry} + {ahead}) * {self.layout.tile} + ({first} + {v}) * {LANES}"
+                self.w(prefetch(self.buffer(part), f"{self.starts[part]} + {place}"))
 
     def _multiply(self, sums: list[list[list[str]]], entry: str, first: str | int) -> None:
         """Add word `entry` of all vectors. Each 32 bits of x are loaded once for all of them."""
