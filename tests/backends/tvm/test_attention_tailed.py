@@ -106,7 +106,7 @@ def test_calls_of_many_tokens_equal_those_of_torch(
         q, k, v = (torch.randn(2, h, count, dim, generator=generator).to(kind) for h in (heads, 2, 2))
         make_room(ours, pos.numpy())
         arrays = {"q": to_numpy(q), "k": to_numpy(k), "v": to_numpy(v), "pos": pos.numpy()}
-        made = run_lowered(lowered, body, arrays, states={"kv0": parts(ours)}, threads=3, device=on)
+        made = run_lowered(lowered, body, arrays, states={"kv0": parts(ours)}, threads=2, device=on)
         theirs = find("kv_append")(theirs, k, v, pos)
         expected = find("kv_attention")(q, theirs, pos, **options)
         limit = 1e-5 if dtype == "f32" else 0.02
