@@ -13,6 +13,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.hookimpl(optionalhook=True)  # a machine that runs some tests need not have xdist
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Two workers for the whole suite; a part of it, named on the command line, runs in this process."""
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS

@@ -4,6 +4,7 @@
 2. float32 to bfloat16 cuts instead of rounding to nearest even.
 3. In 3.9 a scalar truth value that is spread becomes int32, and masks made of it are refused.
 4. numpy 2.4 turns no array of one element into an int (issue 9171).
+5. Before 3.9 a fused product and sum rounds twice, so what a product has lost cannot be found with it.
 
 `apply` changes the interpreter of this process. Checked with triton 3.6, 3.7 and 3.9.
 """
@@ -83,9 +84,12 @@ class _Repairs:
             return dot(builder, self._f32(a), self._f32(b), *rest)
 
         def create_fma(builder: Any, x: Any, y: Any, z: Any) -> Any:
-            if not self._is_bf16(x):
+            if self._is_bf16(x):
+                return self._bf16(widened(x.data) * widened(y.data) + widened(z.data))
+            if x.dtype.scalar != self.tl.float32:
                 return fma(builder, x, y, z)
-            return self._bf16(widened(x.data) * widened(y.data) + widened(z.data))
+            exact = x.data.astype(np.float64) * y.data + z.data  # products of two float32 have no more digits
+            return self.handle(exact.astype(np.float32), self.tl.float32)
 
         self.builder.binary_op, self.builder.unary_op = binary_op, unary_op
         self.builder.create_dot, self.builder.create_fma = create_dot, create_fma

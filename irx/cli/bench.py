@@ -12,13 +12,15 @@ orderings (which method does better than which, with intervals), which take an h
 
 With --target cuda (or the name of this machine's GPU) it runs the tests that need a GPU, searches for schedules, and
 measures shapes of models with random weights against Inductor on the same GPU; families do not count then. It needs
-neither transformers nor gguf nor tvm.
+neither transformers nor gguf nor tvm. Rows are measured in a process of their own, which is ended where it hangs and
+started again where it crashes; --output is written after each, and --only divides a run where time is short.
 
 examples:
   irx bench
   irx bench decode rate --rounds 20
   irx bench attention --quick --json
   irx bench --target cuda --output docs/gpu.md
+  irx bench --target cuda --only "4 bits" --output docs/four.md
   irx bench kv tokens --quick
   irx bench kv --only "language model, a context of 8192"
   irx bench orderings
@@ -78,10 +80,13 @@ def run(arguments: Namespace) -> None:
 def _run_gpu(arguments: Namespace, device: Device) -> None:
     from irx.bench.gpu import run as gpu
 
-    results = list(gpu.run(device, rounds=arguments.rounds, quick=arguments.quick, tell=say))
+    options = {"rounds": arguments.rounds, "quick": arguments.quick, "only": arguments.only}
+    results: list[Result] = []
     facts = gpu.about(device)
-    if arguments.output:
-        write_text(arguments.output, gpu.table(results, facts))
+    for result in gpu.run(device, **options, tell=say):
+        results.append(result)
+        if arguments.output:  # after every row: whatever ends the run, what was measured is there
+            write_text(arguments.output, gpu.table(results, facts))
     if arguments.json:
         print_json({"about": facts, "rows": [result.facts() for result in results]})
         return

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from irx.bench.gpu import rows as rows_module
+from irx.bench.gpu import run as run_module
+from irx.bench.gpu.isolated import Plan, restored, results
 from irx.bench.gpu.rival import Model, Shape, decode_step, prefill_step
-from irx.bench.gpu.rows import CASES, Bench, Case, compare, rows
+from irx.bench.gpu.rows import Bench, Case, compare, measured, planned
 from irx.bench.gpu.run import about, run, table
 from irx.bench.programs import shape
 from irx.bench.result import Result
@@ -41,7 +43,7 @@ def test_the_rival_computes_what_the_model_computes() -> None:
     with torch.no_grad():
         wanted = module(torch.cat((ids, ids[:, -1:]), 1)).logits
         assert torch.allclose(prefill_step(rival, ids)(), wanted[:, 5], atol=1e-5)
-        step = decode_step(rival, ids)
+        step = decode_step(rival, rival, ids)
         assert torch.allclose(step(), wanted[:, 6], atol=1e-5)
         assert torch.equal(step(), step())
 
@@ -57,7 +59,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     import irx
 
     program, _ = small()
-    made = Bench(find_device("h200"), 2, 0.001, "none", lambda line: None, place="cpu")
+    made = Bench(find_device("h200"), 2, 0.001, 0.0, lambda line: None, place="cpu")
     monkeypatch.setattr(rows_module, "CALLS", 1)
     monkeypatch.setattr(torch, "compile", lambda model, **options: model)
     made.keep(("program", "small"), lambda: program)
@@ -69,7 +71,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
 def test_a_row_compares_results_and_times(bench: Bench) -> None:
     for prefill in (False, True):
         case = Case("small", "small", "default", 1e-9, 8, prefill)
-        found = compare(bench, case, Result("gpu", case.what, case.pipeline, case.wanted, "x"))
+        found = compare(case, bench, Result("gpu", case.what, case.pipeline, case.wanted, "x"))
         assert (found.verdict, found.rival) == ("holds", "Inductor")
         assert found.error is not None and found.error < 1e-4
         assert found.floor is not None and 0 < found.floor < 1e-3
@@ -80,18 +82,72 @@ def test_another_result_is_wrong(bench: Bench, monkeypatch: pytest.MonkeyPatch) 
     model.embedding = model.embedding.flip(0)
     bench.keep(("theirs", "small", 16, False), lambda: model)
     case = Case("small", "small", "default", 1.0, 8)
-    assert compare(bench, case, Result("gpu", "small", "default", 1.0, "x")).verdict == "wrong"
+    assert compare(case, bench, Result("gpu", "small", "default", 1.0, "x")).verdict == "wrong"
 
 
-def test_a_row_that_fails_leaves_the_others(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_fails_says_why(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(name: str, pipeline: str = "default") -> None:
         raise RuntimeError(f"no {name}")
 
     monkeypatch.setattr(bench, "ours", failing)
-    found = list(rows(bench))
-    assert len(found) == len(CASES) + 2
+    found = [measured(bench, number) for number in range(len(planned()))]
     assert {result.verdict for result in found} == {"absent"}
     assert found[0].note == "RuntimeError: no smollm2-135m"
+
+
+FAKE = """
+import json, os, sys, time
+for number in sys.argv[2:]:
+    if number == "{dies}":
+        os._exit(9)
+    if number == "{hangs}":
+        time.sleep(60)
+    row = {{"family": "gpu", "what": number, "pipeline": "", "wanted": 1.0, "unit": "x", "verdict": "holds"}}
+    row |= {{"figure": {{"median": 1.0, "low": 1.0, "high": 1.0}}, "ours": None, "theirs": None}}
+    print(json.dumps(row), flush=True)
+    if number == "{breaks}":
+        sys.exit(75)
+"""
+
+
+@pytest.mark.parametrize(
+    ("dies", "hangs", "breaks", "lost"),
+    [("1", "", "", {1: "its process ended with 9"}), ("", "2", "", {2: "it took more than 2 s"}), ("", "", "1", {})],
+)
+def test_a_process_that_ends_or_hangs_costs_one_row(
+    dies: str, hangs: str, breaks: str, lost: dict[int, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "fake_rows.py").write_text(FAKE.format(dies=dies, hangs=hangs, breaks=breaks))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    plan = Plan("h200", 1, 0.1, 0.0)
+    found = list(results(plan, "1B", lambda line: None, limit=2.0, module="fake_rows"))
+    chosen = [number for number, (row, _) in enumerate(planned()) if "1B" in row.what]
+    assert [row.note for row in found] == [lost.get(number, "") for number in chosen]
+    assert {row.what for row in found if row.verdict == "holds"} == {str(n) for n in chosen if n not in lost}
+
+
+def test_rows_come_back_as_they_were(bench: Bench) -> None:
+    found = compare(Case("small", "small", "default", 1e-9, 8), bench, Result("gpu", "small", "default", 1.0, "x"))
+    assert restored(found.facts()) == found
+
+
+WAITING = """
+import time
+def test_ends(): pass
+def test_waits(): time.sleep(60)
+"""
+
+
+def test_tests_that_hang_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tests" / "gpu").mkdir(parents=True)
+    (tmp_path / "tests/gpu/test_it.py").write_text(
+        "import time\ndef test_ends(): pass\ndef test_waits(): time.sleep(60)"
+    )
+    monkeypatch.chdir(tmp_path)
+    found = run_module.gpu_tests(lambda line: None, limit=3.0)
+    assert found.verdict == "wrong" and found.note.startswith(
+        "not over after 3 s, at: tests/gpu/test_it.py::test_waits"
+    )
 
 
 def test_the_table_names_device_versions_and_day() -> None:

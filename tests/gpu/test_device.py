@@ -19,6 +19,7 @@ from irx.bench.programs import shape
 from irx.target import host_gpu
 
 pytestmark = pytest.mark.gpu
+REPEATS = 1000
 
 SMALL = """
 program @small {
@@ -86,14 +87,36 @@ def test_the_likeliest_tokens_are_those_of_the_logits(target: str) -> None:
 
 
 def test_steps_repeat_exactly(target: str) -> None:
+    """Kernels that do not wait as they must would find what the step before has left: that of another token, or NaN."""
     fast = irx.compile(shape("smollm2-135m"), target=target)
     ids = torch.arange(512)[None].cuda()
     session = fast.session()
     session.append(ids)
-    first = session.append(ids[:, :1])
-    for _ in range(200):
-        session.truncate(512)
-        assert torch.equal(session.append(ids[:, :1]), first)
+    tokens, plan = (ids[:, 7:8].clone(), ids[:, 400:401].clone()), fast.graphs["decode"]
+    first = [step(session, token, plan) for token in tokens]
+    assert not torch.equal(*first)
+    for number in range(REPEATS):
+        assert torch.equal(step(session, tokens[number % 2], plan), first[number % 2]), number
+
+
+def step(session: Any, token: torch.Tensor, plan: Any) -> torch.Tensor:
+    """The logits behind 512 tokens and one more, with nothing but NaN where kernels leave what others read."""
+    session.truncate(512)
+    plan.arena.fill_(0xFF)
+    logits: torch.Tensor = session.append(token)
+    return logits
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_sums_that_programs_share_are_the_same_every_time(target: str, rows: int) -> None:
+    """A product whose sums are divided among programs, the last of which adds them: by a counter, on every launch."""
+    program = irx.parse(SMALL.replace("128", "4096"))
+    weights(program)
+    fast = irx.compile(program, target=target)
+    given = [torch.randn(rows, 4096, dtype=torch.bfloat16, device="cuda") for _ in range(2)]
+    first = [fast(x).clone() for x in given]
+    for number in range(5 * REPEATS):
+        assert torch.equal(fast(given[number % 2]), first[number % 2]), number
 
 
 def test_the_driver_agrees_with_what_was_read_from_binaries(target: str) -> None:

@@ -80,8 +80,9 @@ class Model(nn.Module):
         names = [f"model.layers.{i}.{part}.weight" for i in range(self.shape.layers) for part in PARTS]
         made = {name.replace(".", "_"): Product(self._take(name), four_bits) for name in names}
         self.products = nn.ModuleDict(made)
-        size = (self.shape.layers, 2, 1, self.shape.groups, capacity, self.shape.channels)
-        self.caches = torch.zeros(size, dtype=self.embedding.dtype, device=device)
+        self.head = Product(self.embedding, four_bits)
+        size = (1, self.shape.groups, capacity, self.shape.channels)
+        self.caches = [self._cache(size) for _ in range(2 * self.shape.layers)]
 
     def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         """The logits [1, vocabulary] of the last token."""
@@ -89,18 +90,19 @@ class Model(nn.Module):
         turns = positions[:, None].float() * self.frequencies[None]
         angles = torch.cat((turns, turns), -1)
         cosine, sine = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-        slots = torch.arange(self.caches.shape[4], device=x.device)
+        slots = torch.arange(self.caches[0].shape[2], device=x.device)
         mask = slots[None] <= positions[:, None]
         for layer in range(self.shape.layers):
             x = x + self._attention(layer, self._norm(x, f"{layer}.input"), positions, cosine, sine, mask)
             x = x + self._mlp(layer, self._norm(x, f"{layer}.post_attention"))
-        return functional.linear(self._norm(x[:, -1], "final"), self.embedding)
+        logits: Tensor = self.head(self._norm(x[:, -1], "final"))
+        return logits
 
     def _attention(
         self, layer: int, x: Tensor, positions: Tensor, cosine: Tensor, sine: Tensor, mask: Tensor
     ) -> Tensor:
         q, k, v = (self._heads(self._product(layer, f"self_attn.{side}_proj", x)) for side in "qkv")
-        keys, values = self.caches[layer, 0], self.caches[layer, 1]
+        keys, values = self.caches[2 * layer : 2 * layer + 2]
         q, k = _rotated(q, cosine, sine), _rotated(k, cosine, sine)
         keys[:, :, positions], values[:, :, positions] = k, v
         if x.shape[1] > 1:  # a prompt, from the start: the fused kernels take no mask
@@ -112,6 +114,12 @@ class Model(nn.Module):
     def _mlp(self, layer: int, x: Tensor) -> Tensor:
         gate = functional.silu(self._product(layer, "mlp.gate_proj", x))
         return self._product(layer, "mlp.down_proj", gate * self._product(layer, "mlp.up_proj", x))
+
+    def _cache(self, size: tuple[int, ...]) -> Tensor:
+        """Keys or values of a layer, at an address of their own that never changes: CUDA graphs may write there."""
+        made = torch.zeros(size, dtype=self.embedding.dtype, device=self.device)
+        torch._dynamo.mark_static_address(made)
+        return made
 
     def _product(self, layer: int, part: str, x: Tensor) -> Tensor:
         made: Tensor = self.products[f"model.layers.{layer}.{part}.weight".replace(".", "_")](x)
@@ -135,10 +143,13 @@ class Model(nn.Module):
 PARTS = (*(f"self_attn.{side}_proj" for side in "qkvo"), *(f"mlp.{side}_proj" for side in ("gate", "up", "down")))
 
 
-def decode_step(model: Any, ids: Tensor) -> Step:
-    """A decode step behind `ids` [1, T]; every call does the same step again. `model` may be compiled."""
+def decode_step(plain: Any, model: Any, ids: Tensor) -> Step:
+    """A decode step of `model`, which is `plain` or compiled of it, behind `ids` [1, T], which `plain` reads.
+
+    Every call does the same step again.
+    """
     length = ids.shape[1]
-    model(ids, torch.arange(length, device=ids.device))
+    plain(ids, torch.arange(length, device=ids.device))
     token, place = ids[:, -1:].clone(), torch.tensor([length], device=ids.device)
     return lambda: model(token, place)
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from irx.bench.gpu.ours import made_for
 from irx.bench.gpu.rival import Model, decode_step, prefill_step
 from irx.bench.lab import irx_decode, irx_prefill, parsed
 from irx.bench.programs import shape
@@ -20,19 +21,24 @@ from irx.target import Device
 
 CONTEXT, PROMPT, LONG = 512, 2048, 32768
 CALLS = 16  # between two waits for the GPU: a wait costs more than a small step
+SETTLING = 5  # calls before anything is timed
 COPIED = 1 << 30
+SIZES = {"B": 1, "S": 1, "R": 1, "T": CONTEXT}
 FOUR_BITS = "default | quantize-weights{bits=4}"
 CLOSE = 0.05  # of the largest logit: two ways to round in bf16
 
 
 @dataclass
 class Bench:
-    """One run on one GPU. Models are made when they are first asked for; `tell` hears what is being done."""
+    """One run on one GPU. Models are made when they are first asked for; `tell` hears what is being done.
+
+    `search` is how many seconds are spent on schedules of a program's kernels, 0 for none.
+    """
 
     device: Device
     rounds: int
     turn: float
-    tune: str
+    search: float
     tell: Callable[[str], object]
     place: str = "cuda"
     _kept: dict[tuple[Any, ...], Any] = field(default_factory=dict)
@@ -43,18 +49,17 @@ class Bench:
         return found
 
     def ours(self, name: str, pipeline: str = "default") -> Any:
-        """The shape compiled for this GPU."""
-        import irx
-
-        options: dict[str, Any] = {"target": self.device.name, "pipeline": pipeline, "tune": self.tune}
-        return self.keep(("ours", name, pipeline), lambda: irx.compile(self.program(name), **options))
+        """The shape compiled for this GPU, with schedules searched for first."""
+        made = partial(made_for, self.program(name), self.device, pipeline, self.search)
+        return self.keep(("ours", name, pipeline), made)
 
     def theirs(self, name: str, capacity: int, four_bits: bool = False) -> tuple[Any, Any]:
-        """The shape in PyTorch, as it is and compiled."""
+        """The shape in PyTorch, as it is and compiled for its sizes alone; what was compiled before is forgotten."""
         model = self.keep(
             ("theirs", name, capacity, four_bits), lambda: Model(self.program(name), capacity, self.place, four_bits)
         )
-        return model, torch.compile(model, mode="max-autotune", fullgraph=True)
+        torch._dynamo.reset()  # else sizes of other rows make this one's dynamic, and recompilations are counted
+        return model, torch.compile(model, mode="max-autotune", fullgraph=True, dynamic=False)
 
     def ids(self, name: str, count: int) -> Tensor:
         """The same random tokens i64 [1, count] for every candidate."""
@@ -64,6 +69,10 @@ class Bench:
 
     def seconds(self, steps: dict[str, Callable[[], Tensor]]) -> dict[str, list[float]]:
         """Seconds of a call of each, one figure a round."""
+        for step in steps.values():  # compiling and recording graphs are no part of what is timed
+            for _ in range(SETTLING):
+                step()
+            self.wait()
         made = {name: self._many(step) for name, step in steps.items()}
         found = samples(made, rounds=self.rounds, turn=self.turn)
         return {name: [value / CALLS for value in values] for name, values in found.items()}
@@ -113,30 +122,40 @@ class Case:
 CASES = (
     Case("SmolLM2 shape, bf16, decode", "smollm2-135m", "default", 2.0, CONTEXT),
     Case("1B shape, bf16, decode", "llama-1b", "default", 1.15, CONTEXT),
-    Case("1B shape, 4 bits, decode", "llama-1b", FOUR_BITS, 1.3, CONTEXT),
     Case("1B shape, bf16, prefill", "llama-1b", "default", 1.0, PROMPT, prefill=True),
+    Case("1B shape, 4 bits, decode", "llama-1b", FOUR_BITS, 1.3, CONTEXT),
 )
 
 
-def rows(bench: Bench) -> Iterator[Result]:
-    """All rows, one after the other; one that fails says why and leaves the others standing."""
-    for case in CASES:
-        row = Result("gpu", case.what, case.pipeline, case.wanted, "x")
-        yield _guarded(row, partial(compare, bench, case))
-    yield _guarded(Result("gpu", "1B shape, bf16, decode", "default", 70.0, "%"), partial(share, bench))
-    yield _guarded(Result("gpu", "1B shape, attention at 32k", "default", 90.0, "%"), partial(attention, bench))
+Measure: TypeAlias = "Callable[[Bench, Result], Result]"
 
 
-def compare(bench: Bench, case: Case, row: Result) -> Result:
+def planned() -> list[tuple[Result, Measure]]:
+    """All rows, without figures, and how each is measured; those of one program stand together."""
+    found: list[tuple[Result, Measure]] = [
+        (Result("gpu", case.what, case.pipeline, case.wanted, "x"), partial(compare, case)) for case in CASES
+    ]
+    found.insert(2, (Result("gpu", "1B shape, bf16, decode", "default", 70.0, "%"), share))
+    found.insert(3, (Result("gpu", "1B shape, attention at 32k", "default", 90.0, "%"), attention))
+    return found
+
+
+def measured(bench: Bench, number: int) -> Result:
+    """One of the rows that are planned; one that fails says why."""
+    row, measure = planned()[number]
+    return _guarded(row, partial(measure, bench))
+
+
+def compare(case: Case, bench: Bench, row: Result) -> Result:
     """IRX against PyTorch's compiler."""
     ids = bench.ids(case.name, case.tokens)
     fast = bench.ours(case.name, case.pipeline)
     four_bits = case.pipeline == FOUR_BITS
     plain, compiled = bench.theirs(case.name, case.tokens + 8, four_bits)
     ours = (irx_prefill if case.prefill else irx_decode)(fast, ids)
-    rival = (prefill_step if case.prefill else decode_step)(compiled, ids)
     with torch.no_grad():
-        reference = (prefill_step if case.prefill else decode_step)(plain, ids)()
+        rival, other = (_rival_step(case, plain, step, ids) for step in (compiled, plain))
+        reference = other().clone()
         error = _difference(ours(), reference)
         if error > CLOSE and not four_bits:  # two ways to quantize differ by more
             return row.without("wrong", f"the results differ by {error:.2g} of the largest logit")
@@ -144,7 +163,8 @@ def compare(bench: Bench, case: Case, row: Result) -> Result:
     ratios = [theirs / mine for theirs, mine in zip(taken["inductor"], taken["irx"], strict=True)]
     figure = spread(ratios)
     facts: dict[str, Any] = {"ours": summary(taken["irx"]), "theirs": summary(taken["inductor"]), "rival": "Inductor"}
-    return row.measured(figure, verdict(figure, row.wanted), error=error, floor=_floor(bench, fast, case), **facts)
+    facts |= {"floor": _floor(bench, fast, case), "note": "" if case.prefill else _launches(bench, fast)}
+    return row.measured(figure, verdict(figure, row.wanted), error=error, **facts)
 
 
 def share(bench: Bench, row: Result) -> Result:
@@ -170,6 +190,11 @@ def attention(bench: Bench, row: Result) -> Result:
     return row.measured(figure, verdict(figure, row.wanted), floor=moved / bench.bandwidth(), note=note)
 
 
+def _rival_step(case: Case, plain: Any, model: Any, ids: Tensor) -> Callable[[], Tensor]:
+    """PyTorch's step by `model`, which is `plain` or what was compiled of it: they share the cache."""
+    return prefill_step(model, ids) if case.prefill else decode_step(plain, model, ids)
+
+
 def _guarded(row: Result, measure: Callable[[Result], Result]) -> Result:
     try:
         return measure(row)
@@ -183,6 +208,15 @@ def _floor(bench: Bench, fast: Any, case: Case) -> float:
     graph = parsed(fast).graphs["prefill" if case.prefill else "decode"]
     sizes = {"B": 1, "S": case.tokens, "R": 1, "T": case.tokens}
     return graph_floor(graph, bench.device, sizes).seconds
+
+
+def _launches(bench: Bench, fast: Any) -> str:
+    """The launches of a step and both floors, where kernels are launched."""
+    from irx.backends.triton.plan import Plan
+    from irx.backends.triton.report import step_launches
+
+    plan = fast.graphs["decode"]
+    return str(step_launches(plan.steps, bench.device, SIZES)) if isinstance(plan, Plan) else ""
 
 
 def _bytes(bench: Bench, fast: Any, tokens: int) -> int:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,36 +17,59 @@ from irx.errors import NoGpu
 from irx.target import Device
 
 TESTS = Path("tests/gpu")
+TESTED = "tests on the GPU"
+LIMIT = 420.0  # seconds of all tests: one that hangs must not take the machine's time from the rows
+SEARCH = 60.0  # seconds for the schedules of a program
+QUICK_ROUNDS = 3
 PACKAGES = ("irx", "torch", "triton")
 
 
 def run(
-    device: Device, *, rounds: int = 10, quick: bool = False, tell: Callable[[str], object] = lambda line: None
+    device: Device,
+    *,
+    rounds: int = 10,
+    quick: bool = False,
+    only: str = "",
+    tell: Callable[[str], object] = lambda line: None,
 ) -> Iterator[Result]:
-    """The rows of this machine's GPU. Raises NoGpu without one."""
+    """The rows of this machine's GPU, those with the words `only` in their titles. Raises NoGpu without one."""
     import torch
 
-    from irx.bench.gpu.rows import Bench, rows
+    from irx.bench.gpu.isolated import Plan, results
 
     if not torch.cuda.is_available():
         raise NoGpu(f"the bench of {device.name} runs on a GPU, and torch sees none", fix="run it where there is one")
-    yield tested(tell)
-    bench = Bench(device, 3 if quick else rounds, 0.05 if quick else 0.2, "none" if quick else "quick", tell)
-    for row in rows(bench):
+    if only in TESTED:
+        yield gpu_tests(tell)
+    plan = Plan(device.name, QUICK_ROUNDS if quick else rounds, 0.05 if quick else 0.2, 0.0 if quick else SEARCH)
+    for row in results(plan, only, tell):
         tell(f"  {row.line()}")
         yield row
 
 
-def tested(tell: Callable[[str], object]) -> Result:
+def gpu_tests(tell: Callable[[str], object], limit: float = LIMIT) -> Result:
     """The tests that need a GPU, as a row; absent where the checkout's tests or pytest are not here."""
-    row = Result("gpu", "tests on the GPU", "", None, "x")
+    row = Result("gpu", TESTED, "", None, "x")
     if not TESTS.is_dir():
         return row.without("absent", f"{TESTS} is not here: run it in a checkout")
-    tell("running the tests that need a GPU")
-    words = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=--import-mode=importlib", str(TESTS)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    last = (done.stdout.strip() or done.stderr.strip() or "no output").splitlines()[-1]
-    return row.without("holds" if done.returncode == 0 else "wrong", last)
+    if find_spec("pytest") is None:
+        return row.without("absent", "pytest is not installed")
+    tell(f"running the {TESTED}")
+    words = [sys.executable, "-m", "pytest", "-v", "-o", "addopts=--import-mode=importlib", str(TESTS)]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=limit)
+    except subprocess.TimeoutExpired as error:
+        said = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""
+        return row.without("wrong", f"not over after {limit:g} s, at: {_last(said)}")
+    for line in done.stdout.splitlines():
+        if line.startswith(("FAILED", "ERROR")):
+            tell(f"  {line}")
+    return row.without("holds" if done.returncode == 0 else "wrong", _last(done.stdout or done.stderr))
+
+
+def _last(text: str) -> str:
+    """The last line that says something."""
+    return (text.strip() or "no output").splitlines()[-1].strip("= ")
 
 
 def about(device: Device) -> dict[str, Any]:

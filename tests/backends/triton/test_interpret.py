@@ -51,6 +51,13 @@ def test_float32_becomes_the_nearest_bfloat16() -> None:
     assert torch.equal(y, values.to(torch.bfloat16))
 
 
+def test_a_fused_product_and_sum_rounds_once() -> None:
+    x = torch.tensor([1 + 2.0**-12], dtype=torch.float32)
+    y, body = torch.zeros(1), "a = tl.load(x)\ntl.store(y, tl.fma(a, a, 0.0 - a * a))\n"
+    interpret.run(Kernel("lost", (Pointer("x", "f32"), Pointer("y", "f32")), body, ("1",)), {"x": x, "y": y})
+    assert float(y) == 2.0**-24
+
+
 def test_pointers_into_one_buffer_overlap() -> None:
     whole = torch.arange(8, dtype=torch.float32)
     kernel = Kernel(
