@@ -72,14 +72,14 @@ class TorchStep:
 
 
 class Bound:
-    """All that one binding of sizes needs, ready to run."""
+    """All that one binding of sizes needs, ready to run. `rooms` hold small inputs, by their numbers."""
 
     def __init__(self, plan: Plan, sizes: Bindings) -> None:
         self.plan, self.sizes = plan, sizes
         self.steps: list[KernelStep | TorchStep] = []
         self.offsets: list[int] = []
         self._known: dict[Dim, int] = {}
-        self._rooms = {i: self._room(v) for i, v in enumerate(plan.all_inputs) if self._is_copied(v)}
+        self.rooms = {i: self._room(v) for i, v in enumerate(plan.all_inputs) if self._is_copied(v)}
         states = [(i, v) for i, v in enumerate(plan.all_outputs) if isinstance(v.type, KVType)]
         self._states = [(i, plan.all_inputs.index(plan.buffers.root[value])) for i, value in states]
 
@@ -122,14 +122,14 @@ class Bound:
     def large(self) -> list[int]:
         """Inputs that kernels read where they are."""
         tensors = [i for i, value in enumerate(self.plan.all_inputs) if isinstance(value.type, TensorType)]
-        return [index for index in tensors if index not in self._rooms]
+        return [index for index in tensors if index not in self.rooms]
 
     def enter(self, inputs: Sequence[Any]) -> list[Any]:
         """Inputs as kernels take them: small ones in their rooms."""
         given = list(inputs)
         for index, value in enumerate(self.plan.all_inputs):
-            if index in self._rooms:
-                given[index] = self._rooms[index].copy_(inputs[index])
+            if index in self.rooms:
+                given[index] = self.rooms[index].copy_(inputs[index])
             elif isinstance(value.type, TensorType):
                 given[index] = readable(inputs[index])
         return given
@@ -166,8 +166,8 @@ class Bound:
             return self.plan.arena[start : start + size].view(dtype).view(self.shape(value.tensor))
         if root in self.plan.all_inputs:
             index = self.plan.all_inputs.index(root)
-            if index in self._rooms:
-                return self._rooms[index].view(self.shape(value.tensor))
+            if index in self.rooms:
+                return self.rooms[index].view(self.shape(value.tensor))
             return Late("input", index)
         found = next(i for i, out in enumerate(self.plan.all_outputs) if self.plan.buffers.root.get(out) is root)
         return Late("output", found)

@@ -69,6 +69,10 @@ class Recorder:
         """Calls for which there is a graph."""
         return sum(1 for recording in self._kept.values() if recording.graph is not None)
 
+    def known(self, bound: Bound) -> Recording | None:
+        """What is known of the last call with these sizes; None where there was none."""
+        return self._kept.get(bound)
+
     def run(self, bound: Bound, inputs: Sequence[Any]) -> list[Any]:
         """One call."""
         if self._record is None:

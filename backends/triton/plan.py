@@ -25,6 +25,7 @@ from irx.backends.torch.plan import Plan as TorchPlan
 from irx.backends.triton.binding import Bound, bind_sizes
 from irx.backends.triton.capture import Recorder, record_cuda
 from irx.backends.triton.executors import Executor
+from irx.backends.triton.repeated import Repeated, repeated
 from irx.backends.triton.report import rows
 from irx.backends.triton.usage import Usage
 from irx.errors import GpuOutOfMemory, InputMismatch
@@ -93,8 +94,17 @@ class Plan:
         except torch.OutOfMemoryError as error:
             raise self._full(inputs) from error
 
-    def repeated(self, inputs: Sequence[Any], ids: str, positions: str) -> None:
-        """Calls that repeat are recorded as they come."""
+    def repeated(self, inputs: Sequence[Any], ids: str, positions: str) -> Repeated | None:
+        """A call like the last one, which had these inputs, once that is recorded."""
+        if self._states.told or any(inputs[i].positions is not None for i in self._states.indices):
+            return None
+        bound = self.prepared(inputs)
+        recording = self._recorder.known(bound)
+        return None if recording is None else repeated(self, bound, recording, ids, positions)
+
+    def holds(self, bound: Bound) -> bool:
+        """True while the buffers of these sizes are in use."""
+        return bound in self._bound.values()
 
     def report(self) -> list[Row]:
         """Kernels and what each takes, launches, what is left to torch, and memory, as rows of the ledger."""

@@ -7,20 +7,20 @@ go through a temporary; everything else is read where the projections left it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from irx.backends.regions.attention_region import Attend, Heads, Region, parse
+from irx.backends.regions.attention_region import Append, Attend, Heads, Region, parse
 from irx.backends.regions.lowered import Call, Case, Choices, Data, Lowered, Refusal, Temporary
 from irx.backends.regions.views import View, row_major
 from irx.backends.triton.templates import append, attention_decode, attention_flash
 from irx.backends.triton.templates.append import Target, append_call, heads_call
+from irx.backends.triton.templates.append_prompt import codes_call, ring_call
 from irx.backends.triton.templates.attention_decode import Decode, decode_calls
 from irx.backends.triton.templates.attention_flash import Flash, flash_call, result_channels
 from irx.backends.triton.templates.attention_logits import Form
 from irx.backends.triton.templates.attention_storage import Rows, Slots, sides
-from irx.backends.triton.templates.attention_tailed import tailed_sides
+from irx.backends.triton.templates.attention_tailed import Fresh, TailedKeys, TailedValues, tailed_sides
 from irx.ir.codes import CODES, tailed
-from irx.ir.dims import Dim
 from irx.ir.graph import Graph
 from irx.ir.types import KVType, item_bytes
 
@@ -44,13 +44,17 @@ class _Lowering:
     choices: Choices
 
     def lowered(self) -> Lowered:
-        if self.region.append is not None:
-            _check_state(self.region.append.kv, self.region.append.k.view.shape[2])
         attend = self.region.attend
+        if self.region.append is not None:
+            _check_state(self.region.append.kv)
+        if not self._divides(attend):
+            raise Refusal("more than one token at a time for codes with a tail, appended and attended to apart")
         if attend is None:
             return Lowered((Case((*self._appended(), *self._rotated())),), "rope and append")
         length = attend.q.view.shape[2]
         most = length if isinstance(length, int) else FEW
+        if _is_tailed(attend.kv) and length != 1:
+            return Lowered((self._prompt(attend),), "attention in blocks, to codes and to what is none yet")
         if attend.state is None or most > FEW or most * _shared(attend) > MOST_ROWS:
             return Lowered((self._many(attend),), "attention in blocks")
         few = Case((*self._rotated(), *self._decode(attend, most)), length, most)
@@ -59,9 +63,38 @@ class _Lowering:
         note = "attention in blocks; tokens divided among programs for few queries"
         return Lowered((few, self._many(attend)), note)
 
+    def _divides(self, attend: Attend | None) -> bool:
+        """Whether what each token sees of codes with a tail can be told: of one, or of those appended here."""
+        append = self.region.append
+        kv = append.kv if append is not None else attend.kv if attend is not None else None
+        if not _is_tailed(kv):
+            return True
+        if append is None or attend is None:
+            heads = append.k if append is not None else attend.q if attend is not None else None
+            return heads is not None and heads.view.shape[2] == 1
+        return append.positions == attend.positions
+
+    def _prompt(self, attend: Attend) -> Case:
+        """Any number of tokens to codes with a tail, and their queries."""
+        append = self.region.append
+        assert append is not None
+        sides, before = [], []
+        for name, heads, side in zip(("keys", "values"), (append.k, append.v), _tailed(append), strict=True):
+            length, size = heads.view.shape[2], int(item_bytes(side.dtype))
+            buffer = Temporary(f"fresh_{name}", heads.view.shape[0] * heads.count * length * heads.size * size)
+            strides = row_major((*heads.view.shape[:3], heads.size))
+            before.append(self._heads(heads, Target("out", side.dtype, buffer, strides)))
+            sides.append(replace(side, fresh=Fresh(buffer, append.positions, length)))
+        keys, values = sides
+        assert isinstance(keys, TailedKeys) and isinstance(values, TailedValues)
+        form = replace(_state_form(attend), keys=keys, values=values)
+        attention = self._flash(attend, form)
+        codes, ring = codes_call(append, keys, values), ring_call(append, keys, values)
+        return Case((*before, *self._rotated(), codes, *attention, ring))
+
     def _many(self, attend: Attend) -> Case:
         """Any number of queries."""
-        return Case((*self._appended(), *self._rotated(), *self._flash(attend)))
+        return Case((*self._appended(), *self._rotated(), *self._flash(attend, None)))
 
     def _appended(self) -> tuple[Call, ...]:
         """Keys and values into their state."""
@@ -95,17 +128,18 @@ class _Lowering:
         knobs = {name: int(chosen[name]) for name in attention_decode.KNOBS}
         return decode_calls(Decode(form, self.region.append, result, most, **knobs))
 
-    def _flash(self, attend: Attend) -> tuple[Call, ...]:
+    def _flash(self, attend: Attend, form: Form | None) -> tuple[Call, ...]:
+        """In blocks; the form is what it is for the state, unless given."""
         result = self.region.result
         assert result is not None
-        if attend.kv is not None and tailed(attend.kv.code) is not None:
-            raise Refusal(f"{_shared(attend)} query heads of a KV head, and codes with a tail")
         before: tuple[Call, ...] = ()
         if attend.state is None:
             form, before = self._plain_form(attend)
-        else:
+        elif form is None:
+            if _is_tailed(attend.kv):
+                raise Refusal(f"{_shared(attend)} query heads of a KV head, and codes with a tail")
             form = _state_form(attend)
-        coded = isinstance(form.keys, Slots) and form.keys.storage.bits > 0
+        coded = not isinstance(form.keys, Rows) and (not isinstance(form.keys, Slots) or form.keys.storage.bits > 0)
         chosen = self.choices.schedule(
             "attention_flash",
             f"{_bucket(attend.q, attend.kv)}{' causal' if attend.causal else ''}",
@@ -152,7 +186,7 @@ class _Lowering:
 def _state_form(attend: Attend) -> Form:
     kv, state = attend.kv, attend.state
     assert kv is not None and state is not None
-    _check_state(kv, attend.q.view.shape[2])
+    _check_state(kv)
     _check(attend, kv.heads, kv.v_dim)
     if kv.prefix and (attend.window is not None or attend.table is not None):
         raise Refusal("distances to the tokens of a prefix, which slots do not tell")
@@ -163,7 +197,18 @@ def _state_form(attend: Attend) -> Form:
     return Form(attend, keys, values, kv.heads, dtype)
 
 
-def _check_state(kv: KVType, tokens: Dim) -> None:
+def _is_tailed(kv: KVType | None) -> bool:
+    return kv is not None and tailed(kv.code) is not None
+
+
+def _tailed(append: Append) -> tuple[TailedKeys, TailedValues]:
+    """Both sides of a state of codes with a tail."""
+    found = tailed_sides(append.state, append.kv)
+    assert found is not None
+    return found
+
+
+def _check_state(kv: KVType) -> None:
     from irx.runtime.kv_planes import LAYOUTS, ROUND
 
     if kv.layout not in LAYOUTS:
@@ -172,8 +217,6 @@ def _check_state(kv: KVType, tokens: Dim) -> None:
         raise Refusal("a cache in pages behind a prefix that rows share")
     if kv.page is not None and kv.layout == "blocked" and kv.page % ROUND:
         raise Refusal(f"pages of {kv.page} slots in blocks")
-    if tailed(kv.code) is not None and tokens != 1:
-        raise Refusal("more than one token at a time for codes with a tail: torch divides what each of them sees")
     known = tailed(kv.code) is not None or kv.code in CODES
     if not known and (kv.code is not None or kv.dtype not in ("f32", "f16", "bf16", "i8")):
         raise Refusal(f"a cache stored as {kv.storage}")

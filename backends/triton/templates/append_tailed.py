@@ -23,22 +23,32 @@ def emit_tailed(
     w(f"tl.store({side.ring(w, arguments, first, place.slot, d)}, {kept}, mask={inside})")
     kept = w.let(f"{kept}.to(tl.float32)", "kept")
     if isinstance(side, TailedValues):
-        _code_value(w, arguments, side, kept, first, place)
+        emit_value(w, arguments, side, kept, first, place)
         return
     done = w.let(f"({place.mask}) & (({place.slot} + 1) % {side.code.group} == 0)", "done")
     with w.block(f"if tl.max(tl.max({done}.to(tl.int32), 1), 0) > 0:"):
-        _code_keys(w, arguments, side, kept, first, place.slot)
+        group, number, slots = emit_group(w, side, place.slot)
+        d = w.let(f"tl.arange(0, {side.width})[None, :]", "d")
+        inside = f"({number} < {group - 1}) & ({d} < {side.channels})"
+        ring = side.ring(w, arguments, first, slots, d)
+        others = f"tl.load({ring}, mask={inside}, other=0.0).to(tl.float32)"
+        tokens = w.let(f"tl.where({number} == {group - 1}, {kept}, {others})", "tokens")
+        emit_keys(w, arguments, side, tokens, first, place.slot, (number, slots, d))
 
 
-def _code_keys(w: Writer, arguments: Arguments, keys: TailedKeys, kept: str, first: str, slot: str) -> None:
-    """The group that the key `kept` of a slot completes, channel by channel."""
-    group, shape = keys.code.group, (keys.code.group, keys.width // (4 * keys.per), 4 * keys.per)
+def emit_group(w: Writer, keys: TailedKeys, slot: str) -> tuple[int, str, str]:
+    """(size, numbers [group, 1], slots [group, 1]) of the group whose last token is in a slot."""
+    group = keys.code.group
     number = w.let(f"tl.arange(0, {group})[:, None]", "number")
-    slots = w.let(f"{slot} + {1 - group} + {number}", "slots")
-    d = w.let(f"tl.arange(0, {keys.width})[None, :]", "d")
-    inside = f"({number} < {group - 1}) & ({d} < {keys.channels})"
-    others = f"tl.load({keys.ring(w, arguments, first, slots, d)}, mask={inside}, other=0.0).to(tl.float32)"
-    tokens = w.let(f"tl.where({number} == {group - 1}, {kept}, {others})", "tokens")
+    return group, number, w.let(f"{slot} + {1 - group} + {number}", "slots")
+
+
+def emit_keys(
+    w: Writer, arguments: Arguments, keys: TailedKeys, tokens: str, first: str, slot: str, names: tuple[str, str, str]
+) -> None:
+    """A group of keys, a float32 tile, whose last one is in a slot, channel by channel; `names` as in `emit_group`."""
+    number, slots, d = names
+    group, shape = keys.code.group, (keys.code.group, keys.width // (4 * keys.per), 4 * keys.per)
     grid = emit_grid(w, tokens, f"{number} >= 0", keys.code.bits, axis=0)
     place = f"({first} * {keys.groups(arguments)} + {slot} // {group}) * {keys.padded} + {d}"
     for name, value in (("scale", grid.step), ("zero", grid.low)):
@@ -50,7 +60,7 @@ def _code_keys(w: Writer, arguments: Arguments, keys: TailedKeys, kept: str, fir
     w(f"tl.store({target}, {packed}, mask={word} < {keys.words})")
 
 
-def _code_value(w: Writer, arguments: Arguments, values: TailedValues, kept: str, first: str, place: Tokens) -> None:
+def emit_value(w: Writer, arguments: Arguments, values: TailedValues, kept: str, first: str, place: Tokens) -> None:
     """The value `kept`, group by group of its channels."""
     group, count = values.code.group, values.width // values.code.group
     c = w.let(f"tl.arange(0, {count})[:, None]", "c")

@@ -24,9 +24,11 @@ from irx.backends.triton.templates.attention_logits import (
     emit_start,
     emit_tile,
 )
+from irx.backends.triton.templates.attention_mixed import emit_mixed_tile
 from irx.backends.triton.templates.attention_places import Tokens
 from irx.backends.triton.templates.attention_prefix import of_prefix, prefix_length
 from irx.backends.triton.templates.attention_storage import Slots, width_of
+from irx.backends.triton.templates.attention_tailed import TailedKeys
 from irx.backends.triton.writer import ELEMENTS, Writer
 from irx.ir.dims import Dim
 from irx.tuning import Choice
@@ -84,6 +86,8 @@ class _Flash:
         state = emit_start(w, self.form, f.queries, sinks, "h >= 0")
         if attend.kv is not None and attend.kv.prefix:
             self._prefix(queries, state)
+        if isinstance(self.form.keys, TailedKeys) and self.form.keys.fresh is not None:
+            self.form.keys.fresh.emit_shift(w, self.arguments)
         before = () if attend.window is None else (("begin", "open", True),)
         ranges = (*before, ("open", "closed", False), ("closed", "end", True))
         self._tiles(self.form, queries, state, ranges, "end")
@@ -110,7 +114,11 @@ class _Flash:
             with w.block(f"for t in tl.range({first}, {last}, {count}):"):
                 w(f"j = t + tl.arange(0, {count})")
                 w(f"here = j < {end}")
-                emit_tile(w, arguments, form, queries, state, ends, Tokens("j", "here", "t", count), masked)
+                tokens = Tokens("j", "here", "t", count)
+                if masked and isinstance(form.keys, TailedKeys):
+                    emit_mixed_tile(w, arguments, form, queries, state, ends, tokens)
+                else:
+                    emit_tile(w, arguments, form, queries, state, ends, tokens, masked)
 
     def _rows(self) -> None:
         """b, h and g of the program; s, mask and position [M, 1] of its rows, those that see most first."""
@@ -149,6 +157,8 @@ class _Flash:
             )
             w(f"open = tl.maximum(tl.minimum({whole}, end // {f.tokens} * {f.tokens}), begin)")
         shared = "tl.minimum(earliest + 1, end)" if attend.causal else "end"
+        if isinstance(self.form.keys, TailedKeys):  # tokens that all rows see as codes, keys and values
+            shared = f"tl.maximum(earliest + {1 - self.form.keys.code.tail}, 0)"
         w(f"closed = tl.maximum({shared} // {f.tokens} * {f.tokens}, open)")
 
     def _queries(self) -> Queries:

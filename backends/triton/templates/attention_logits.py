@@ -106,7 +106,7 @@ def emit_tile(
     """Take tokens [T] into the state, of `heads` of keys and of values. Not `masked`: all rows see all of them."""
     logits = emit_logits(w, arguments, form, queries, heads[0], tokens)
     if masked or form.attend.mask is not None:
-        seen = _seen(w, arguments, form, queries, tokens, masked)
+        seen = emit_seen(w, arguments, form, queries, tokens, masked)
         logits = w.let(f"tl.where({seen}, {logits}, -float('inf'))", "x")
     top = w.let(f"tl.maximum({state.top}, tl.max({logits}, 1))", "top")
     weights = w.let(f"tl.exp2({logits} - {top}[:, None])", "p")
@@ -157,7 +157,7 @@ def _added(w: Writer, arguments: Arguments, view: View, queries: Queries, tokens
     return f"tl.load({arguments.tensor(view.base)} + {place}, mask={inside}, other=0).to(tl.float32)"
 
 
-def _seen(w: Writer, arguments: Arguments, form: Form, queries: Queries, tokens: Tokens, masked: bool) -> str:
+def emit_seen(w: Writer, arguments: Arguments, form: Form, queries: Queries, tokens: Tokens, masked: bool) -> str:
     """Where a query sees a token, [M, T]."""
     attend, token, parts = form.attend, tokens.slot, []
     if masked:

@@ -1,23 +1,55 @@
 """States of codes in groups with a tail (`irx.runtime.kv_tailed`), as kernels of single steps read them.
 
 Tiles are numbers here: steps and lowest values belong to channels of a group of keys and to groups of channels of a
-value, so they are applied to codes one by one. A side is read as codes, or, `recent`, from its ring of whole tokens.
+value, so they are applied to codes one by one. A side is read as codes, or, `recent`, as whole tokens: from its ring,
+and in a prompt (`Fresh`), whose tokens do not fit the ring, from where the prompt's own lie.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from irx.backends.regions.lowered import Capacity, Refusal, StatePart
+from irx.backends.regions.lowered import Capacity, Refusal, StatePart, Temporary
+from irx.backends.regions.views import View
 from irx.backends.triton.templates.attention_arguments import Arguments
 from irx.backends.triton.templates.attention_places import Beside, Head, Tokens
 from irx.backends.triton.templates.attention_storage import width_of
 from irx.backends.triton.writer import ELEMENTS, Writer
 from irx.ir.codes import TailedCode, tailed
+from irx.ir.dims import Dim
 from irx.ir.graph import Value
 from irx.ir.types import KVType
 
 BLOCK = 16  # keys beside each other, and bytes of values that hold neighbours
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """Tokens of this call, as they are: a buffer [B, G, S, channels] of the state's dtype, at `positions` [B, S].
+
+    Kernels that read them have named `b`, and `shift`, by which columns of the row are ahead of positions.
+    """
+
+    buffer: Temporary
+    positions: View
+    length: Dim
+
+    def emit_shift(self, w: Writer, arguments: Arguments, b: str = "b") -> None:
+        """Write `shift`: padding is at one end of a row, so one of its ends has a token, if it has any."""
+        length = arguments.size(self.length)
+        first, last = (w.let(self._position(arguments, b, s, ""), "end") for s in ("0", f"({length} - 1)"))
+        w(f"shift = tl.where({first} >= 0, 0 - {first}, {length} - 1 - {last}).to(tl.int32)")
+
+    def emit_columns(self, w: Writer, arguments: Arguments, tokens: Tokens, b: str = "b") -> tuple[str, str]:
+        """(columns, where tokens are of this call), both of the tokens' shape."""
+        column = w.let(f"{tokens.slot} + shift", "column")
+        inside = w.let(f"{tokens.mask} & ({column} >= 0) & ({column} < {arguments.size(self.length)})", "inside")
+        found = self._position(arguments, b, column, f", mask={inside}, other=-1")
+        return column, w.let(f"{inside} & ({found} == {tokens.slot})", "new")
+
+    def _position(self, arguments: Arguments, b: str, s: str, mask: str) -> str:
+        place = arguments.index(self.positions, (b, s))
+        return f"tl.load({arguments.tensor(self.positions.base)} + {place}{mask})"
 
 
 @dataclass(frozen=True)
@@ -30,6 +62,7 @@ class _Side:
     code: TailedCode
     dtype: str
     recent: bool = False
+    fresh: Fresh | None = None
 
     @property
     def per(self) -> int:
@@ -43,6 +76,24 @@ class _Side:
     def pointer(self, arguments: Arguments, name: str, dtype: str) -> str:
         """An array of the state."""
         return arguments.pointer(f"{name}_slots", dtype, StatePart(self.state, name))
+
+    def ring(self, w: Writer, arguments: Arguments, first: str, slot: str, d: str) -> str:
+        """Where channels [1, width] of tokens [T, 1] are in the ring."""
+        raise AssertionError
+
+    def whole(self, w: Writer, arguments: Arguments, first: str, column: Tokens, d: str, dtype: str) -> str:
+        """Tokens [T, 1], as they are, as a tile [T, width]."""
+        inside = f"{column.mask} & ({d} < {self.channels})"
+        if self.fresh is None:
+            place = self.ring(w, arguments, first, column.slot, d)
+            return w.let(f"tl.load({place}, mask={inside}, other=0.0).to({ELEMENTS[dtype]})", "tile")
+        number, new = self.fresh.emit_columns(w, arguments, column)
+        source = arguments.pointer(self.fresh.buffer.name, self.dtype, self.fresh.buffer)
+        place = f"({first} * {arguments.size(self.fresh.length)} + {number}) * {self.channels} + {d}"
+        own = w.let(f"tl.load({source} + {place}, mask={new} & ({inside}), other=0.0)", "own")
+        place = self.ring(w, arguments, first, column.slot, d)
+        before = w.let(f"tl.load({place}, mask=({new} == 0) & ({inside}), other=0.0)", "before")
+        return w.let(f"tl.where({new}, {own}, {before}).to({ELEMENTS[dtype]})", "tile")
 
     def capacity(self, arguments: Arguments) -> str:
         """Slots."""
@@ -82,9 +133,7 @@ class TailedKeys(_Side):
         first, column = head.origin(w, tokens), tokens.column(w)
         d = w.let(f"tl.arange(0, {self.width})[None, :]", "d")
         if self.recent:
-            place = self.ring(w, arguments, first, column.slot, d)
-            inside = f"{column.mask} & ({d} < {self.channels})"
-            return w.let(f"tl.load({place}, mask={inside}, other=0.0).to({ELEMENTS[dtype]})", "tile")
+            return self.whole(w, arguments, first, column, d, dtype)
         count, group, (codes, words) = tokens.count, self.code.group, self.codes(w, arguments, first, column.slot)
         inside = f"{column.mask} & ({words} < {self.words})"
         found = w.let(f"tl.load({codes}, mask={inside}, other=0)", "words")
@@ -154,9 +203,7 @@ class TailedValues(_Side):
         first, column, count = head.origin(w, tokens), tokens.column(w), tokens.count
         if self.recent:
             d = w.let(f"tl.arange(0, {self.width})[None, :]", "d")
-            inside = f"{column.mask} & ({d} < {self.channels})"
-            place = self.ring(w, arguments, first, column.slot, d)
-            return w.let(f"tl.load({place}, mask={inside}, other=0.0).to({ELEMENTS[dtype]})", "tile")
+            return self.whole(w, arguments, first, column, d, dtype)
         e = w.let(f"tl.arange(0, {self.width // self.per})[None, :]", "e")
         inside = f"{column.mask} & ({e} < {self.bytes})"
         place = self.codes(arguments, first, column.slot, e)
