@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import irx
+from irx.analysis.random_weights import bind_declared
+from irx.bench.gpu import ours
 from irx.bench.gpu import rows as rows_module
 from irx.bench.gpu import run as run_module
 from irx.bench.gpu.isolated import Plan, restored, results
@@ -56,8 +59,6 @@ def test_sizes_are_read_off_the_weights() -> None:
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     """A bench of a small model on the CPU, where nothing is compiled by Inductor."""
-    import irx
-
     program, _ = small()
     made = Bench(find_device("h200"), 2, 0.001, 0.0, lambda line: None, place="cpu")
     monkeypatch.setattr(rows_module, "CALLS", 1)
@@ -124,6 +125,29 @@ def test_a_process_that_ends_or_hangs_costs_one_row(
     chosen = [number for number, (row, _) in enumerate(planned()) if "1B" in row.what]
     assert [row.note for row in found] == [lost.get(number, "") for number in chosen]
     assert {row.what for row in found if row.verdict == "holds"} == {str(n) for n in chosen if n not in lost}
+
+
+SMALL = """
+program @small {
+  weight $w : bf16[32]
+  graph @forward(%x: bf16[2, 32]) -> (y: bf16[2, 32]) {
+    %y = irx.mul(%x, $w) : bf16[2, 32]
+    return %y
+  }
+}
+"""
+
+
+def test_ours_is_what_compile_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search takes what was not measured on the device, for so many seconds."""
+    pytest.importorskip("triton")
+    asked: list[float] = []
+    monkeypatch.setattr(ours, "tune", lambda tasks, device, seconds: asked.append(seconds))
+    program = irx.parse(SMALL)
+    bind_declared(program)
+    made = ours.made_for(program, find_device("h200"), "default", 5.0)
+    assert asked == [5.0]
+    assert made.program == irx.compile(program, target="h200").program
 
 
 def test_rows_come_back_as_they_were(bench: Bench) -> None:

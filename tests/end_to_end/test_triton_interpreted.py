@@ -43,8 +43,15 @@ def test_every_node_of_a_llama_has_kernels() -> None:
     assert ledger.summary.fallbacks == {}
 
 
-@pytest.mark.parametrize("one", ["kv-evict{keep=0.5, window=2, sinks=1}", "kv-ring{window=4, sinks=0}"])
-def test_caches_that_lose_tokens_are_read_by_kernels(one: str, monkeypatch: pytest.MonkeyPatch) -> None:
+OTHER_CACHES = (
+    "kv-evict{keep=0.5, window=2, sinks=1}",
+    "kv-ring{window=4, sinks=0}",
+    "kv-quantize{scheme=kivi, bits=4, group=4, tail=4}",
+)
+
+
+@pytest.mark.parametrize("one", OTHER_CACHES)
+def test_caches_that_lose_tokens_or_round_them_are_read_by_kernels(one: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Plan, "_by_torch", None)
     model, ids = llama(torch.float32), torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6, 5, 3]])
     executables = [irx.compile(model, target=target, pipeline=f"default | {one}") for target in ("triton:cpu", "torch")]

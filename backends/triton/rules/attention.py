@@ -139,11 +139,13 @@ class _Lowering:
             if _is_tailed(attend.kv):
                 raise Refusal(f"{_shared(attend)} query heads of a KV head, and codes with a tail")
             form = _state_form(attend)
-        coded = not isinstance(form.keys, Rows) and (not isinstance(form.keys, Slots) or form.keys.storage.bits > 0)
+        sizes = (attend.q.size, result_channels(form), int(item_bytes(form.dtype)))
+        coded = isinstance(form.keys, Slots) and form.keys.storage.bits > 0
+        mixed = isinstance(form.keys, TailedKeys)
         chosen = self.choices.schedule(
             "attention_flash",
             f"{_bucket(attend.q, attend.kv)}{' causal' if attend.causal else ''}",
-            attention_flash.defaults(attend.q.size, result_channels(form), int(item_bytes(form.dtype)), coded),
+            attention_flash.mixed_defaults(*sizes) if mixed else attention_flash.defaults(*sizes, coded),
         )
         knobs = {name: int(chosen[name]) for name in attention_flash.KNOBS}
         keys = None if attend.k is None else attend.k.view.shape[2]

@@ -198,3 +198,10 @@ def defaults(key_channels: int, value_channels: int, item: int, coded: bool) -> 
     queries = 128 if wide <= 128 else 64 if wide <= 256 else 32
     tokens = 64 if wide <= 64 or (wide <= 128 and not coded and not padded) else 32
     return {"queries": queries, "tokens": tokens, "warps": 8, "stages": 2 if wide <= 256 else 1}
+
+
+def mixed_defaults(key_channels: int, value_channels: int, item: int) -> dict[str, Choice]:
+    """That of codes with a tail, where tokens are read as codes and as they are: half the registers are theirs."""
+    wide = max(width_of(key_channels), width_of(value_channels))
+    tile = {"queries": 16, "tokens": 16} if item == 4 else {"queries": 32, "tokens": 32}
+    return {**tile, "warps": 4 if wide <= 64 else 8, "stages": 1}
