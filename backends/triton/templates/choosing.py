@@ -106,10 +106,7 @@ def _read(w: Writer, best: Best, count: int, block: int, level: int, rows: Dim) 
         return pointer, Temporary(pointer.name, rows * (CANDIDATE * count))
     pointer = Pointer(LOGITS, best.held.dtype)
     w(f"value = tl.load({LOGITS} + row * {count} + place{mask}{', other=0.0' if mask else ''}).to(tl.float32)")
-    w("value = tl.where(value == 0.0, 0.0, value)  # both zeros are equal")
-    w(f"bits = tl.where(value == value, value.to(tl.int32, bitcast=True), {NAN})")
-    w(f"order = {_turned('bits')}")
-    w(f"candidate = (order.to(tl.int64) << 32) + ({LAST} - place)")
+    emit_candidate(w)
     if mask:
         w(f"candidate = tl.where(place < {count}, candidate, {NONE})")
     return pointer, logits(best, rows, count)
@@ -118,11 +115,24 @@ def _read(w: Writer, best: Best, count: int, block: int, level: int, rows: Dim) 
 def _write(w: Writer, best: Best, length: int) -> None:
     """The results from a list."""
     mask = f", mask=rank < {best.k}" if best.k < length else ""
+    emit_value(w)
+    w(f"tl.store(values + row * {best.k} + rank, value.to(values.dtype.element_ty){mask})")
+    w(f"tl.store(indices + row * {best.k} + rank, {LAST} - (found & {LAST}){mask})")
+
+
+def emit_candidate(w: Writer) -> None:
+    """`candidate` of a float32 `value` in the column `place`."""
+    w("value = tl.where(value == 0.0, 0.0, value)  # both zeros are equal")
+    w(f"bits = tl.where(value == value, value.to(tl.int32, bitcast=True), {NAN})")
+    w(f"order = {_turned('bits')}")
+    w(f"candidate = (order.to(tl.int64) << 32) + ({LAST} - place)")
+
+
+def emit_value(w: Writer) -> None:
+    """`value` of the candidate `found`."""
     w("order = (found >> 32).to(tl.int32)")
     w(f"bits = {_turned('order')}")
-    value = "bits.to(tl.float32, bitcast=True).to(values.dtype.element_ty)"
-    w(f"tl.store(values + row * {best.k} + rank, {value}{mask})")
-    w(f"tl.store(indices + row * {best.k} + rank, {LAST} - (found & {LAST}){mask})")
+    w("value = bits.to(tl.float32, bitcast=True)")
 
 
 def _turned(bits: str) -> str:

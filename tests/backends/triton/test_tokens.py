@@ -10,11 +10,15 @@ import torch
 
 import irx
 from irx.analysis.reference import evaluate
+from irx.backends.regions.lowered import Refusal
+from irx.backends.triton.compiling import compile_kernels
+from irx.backends.triton.resources import read_usage
 from irx.backends.triton.rules.tokens import TEMPLATES, rule
 from irx.backends.triton.templates import match_tokens, merge_tokens
 from irx.ir.graph import Graph
 from irx.ir.types import TensorType
 from irx.ir.weights import Weights
+from irx.target import find_device
 from tests.backends.token_cases import body, cases_of, check
 from tests.backends.triton.lowered_run import choices, run_lowered
 from tests.ops.cases import Case
@@ -33,6 +37,37 @@ def test_a_kernel_computes_what_the_reference_says(case: Case, dtype: str) -> No
 
 def test_every_op_has_a_case() -> None:
     assert {case.op for case, _ in CASES} == TEMPLATES.keys()
+
+
+@pytest.mark.parametrize("top_p", [None, 0.8])
+def test_tokens_are_drawn_as_often_as_they_are_likely(top_p: float | None) -> None:
+    """Rows of equal logits, and numbers that run through [0, 1): every one falls where the reference puts it."""
+    count, random = 23, np.random.default_rng(3)
+    logits = np.repeat(random.standard_normal((1, 37)).astype(np.float32), count, 0)
+    uniform = ((np.arange(count) + 0.5) / count).astype(np.float32)
+    attrs = {"temperature": 0.8, "top_k": 20, "top_p": top_p}
+    (tokens,) = run("sample", [logits, uniform], {name: value for name, value in attrs.items() if value is not None})
+    assert len(set(tokens.tolist())) > 5
+
+
+def test_rows_that_no_program_sorts_are_left_to_torch() -> None:
+    graph = Graph("draw")
+    given = [graph.add_input("x", TensorType((1, 1025), "f32")), graph.add_input("u", TensorType((1,), "f32"))]
+    graph.set_outputs({"token": graph.add("sample", given, {"temperature": 1.0}).output})
+    with pytest.raises(Refusal, match="a program sorts 1024"):
+        rule(graph, choices())
+
+
+@pytest.mark.parametrize("device", ["a100-80gb", "h200"])
+def test_a_draw_from_the_likeliest_compiles_without_spills(device: str) -> None:
+    graph, found = Graph("draw"), find_device(device)
+    given = [graph.add_input("x", TensorType((4, 128), "bf16")), graph.add_input("u", TensorType((4,), "f32"))]
+    graph.set_outputs({"token": graph.add("sample", given, {"temperature": 0.7, "top_p": 0.9}).output})
+    lowered = rule(graph, choices(device))
+    assert lowered is not None
+    for symbol, binary in compile_kernels(lowered.kernels, found).items():  # type: ignore[arg-type]
+        usage = read_usage(binary.data, symbol, found, shared=binary.shared, warps=binary.warps)
+        assert usage.spills == 0 and usage.refusal(found) is None, f"{symbol}: {usage.describe(found)}"
 
 
 def test_tokens_of_several_tiles_are_matched_and_merged(monkeypatch: pytest.MonkeyPatch) -> None:
