@@ -113,7 +113,7 @@ for number in sys.argv[2:]:
 
 @pytest.mark.parametrize(
     ("dies", "hangs", "breaks", "lost"),
-    [("1", "", "", {1: "its process ended with 9"}), ("", "2", "", {2: "it took more than 3 s"}), ("", "", "1", {})],
+    [("1", "", "", {1: "its process ended with 9"}), ("", "2", "", {2: "it took more than 5 s"}), ("", "", "1", {})],
 )
 def test_a_process_that_ends_or_hangs_costs_one_row(
     dies: str, hangs: str, breaks: str, lost: dict[int, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -121,7 +121,7 @@ def test_a_process_that_ends_or_hangs_costs_one_row(
     (tmp_path / "fake_rows.py").write_text(FAKE.format(dies=dies, hangs=hangs, breaks=breaks))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     plan = Plan("h200", 1, 0.1, 0.0)
-    found = list(results(plan, "1B", lambda line: None, limit=3.0 if hangs else 60.0, module="fake_rows"))
+    found = list(results(plan, "1B", lambda line: None, limit=5.0 if hangs else 60.0, module="fake_rows"))
     chosen = [number for number, (row, _) in enumerate(planned()) if "1B" in row.what]
     assert [row.note for row in found] == [lost.get(number, "") for number in chosen]
     assert {row.what for row in found if row.verdict == "holds"} == {str(n) for n in chosen if n not in lost}
