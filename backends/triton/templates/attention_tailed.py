@@ -69,6 +69,11 @@ class _Side:
         """Channels of a byte."""
         return 8 // self.code.bits
 
+    @property
+    def width(self) -> int:
+        """Channels of a tile."""
+        raise AssertionError
+
     def head(self, w: Writer, arguments: Arguments, b: str, g: str) -> Head:
         """The number of a head among those of all rows."""
         return Beside(w.let(f"({b} * {self.heads} + {g}).to(tl.int64)", "head"))
