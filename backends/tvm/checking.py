@@ -44,6 +44,7 @@ ROWS = (1, 2, 3, 7, 19)
 """Values of a named size that are tried: every case is met by one of them, the last by more than a block of rows."""
 LIMITS = {"f32": 1e-5, "bf16": 2e-2, "f16": 4e-3}
 PACKED = 1e-4
+INSIDE = 0.1  # of a limit: what rounding to a dtype between two nodes does, where an element goes the other way
 STORED = {"bf16": 2e-2, "f16": 4e-3, "i8": 2e-2, "token8": 2e-2, "token4": 0.15}
 """The oracle keeps keys and values as they are, kernels as the state's dtype does. Codes are the same in both, but for
 those that float32 rounds the other way, which are off by one: 2 / 15 of what a row reaches, with 4 bits."""
@@ -97,9 +98,13 @@ def bound_plan(program: Program, graph: Graph, site: Site, step: Step, objects: 
 
 
 def limit_of(step: Step) -> float:
-    """The largest error allowed: by the dtypes of what goes in and comes out, and the formats of the weights."""
+    """The largest error allowed: by the dtypes of what goes in and comes out, and of what is rounded in between, and
+    by the formats of the weights.
+    """
     types = [v.type for v in (*step.site.operands, *step.site.results)]
-    return max((_limit(type) for type in types), default=1e-5)
+    inner = [value.type for node in step.site.body.nodes for value in node.outputs]
+    inside = [INSIDE * LIMITS.get(type.dtype, 0.0) for type in inner if isinstance(type, TensorType)]
+    return max((*(_limit(type) for type in types), *inside), default=1e-5)
 
 
 def _limit(type: Type) -> float:

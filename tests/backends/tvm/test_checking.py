@@ -11,9 +11,11 @@ import torch
 
 import irx
 from irx.analysis.random_weights import bind_random_weights
+from irx.backends.regions.lowered import Choices, default_schedule
 from irx.backends.tvm import checking, steps
 from irx.backends.tvm.backend import BACKEND, CHOICES
 from irx.backends.tvm.codegen import missing
+from irx.backends.tvm.steps import Lowering
 from irx.backends.tvm.templates.attention_kernel import AttentionKernel
 from irx.errors import KernelFailed
 from irx.ir.program import Program
@@ -146,3 +148,24 @@ def test_an_eviction_that_reads_a_free_slot_is_named(monkeypatch: pytest.MonkeyP
     ((node, reason),) = made.ledger().summary.fallbacks.items()
     assert "kv_attention" in node and "model.attention" in node
     assert "is refused: its result is off by" in reason
+
+
+FUSED = """
+region @act.0(%x: f32[B, 24]) -> (y: f32[B, 24]) {
+  %a = irx.cast(%x) {dtype="BETWEEN"}
+  %y = irx.cast(%a) {dtype="f32"}
+  return %y
+}
+graph @forward(%x: f32[B, 24]) -> (y: f32[B, 24]) {
+  %y = irx.fusion(%x) {body=@act.0}
+  return %y
+}
+"""
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [("f32", 1e-5), ("bf16", 2e-3), ("f16", 4e-4)])
+def test_what_is_rounded_in_between_may_go_the_other_way(dtype: str, limit: float) -> None:
+    """A single element that does is more than float32 allows."""
+    graph = irx.parse(FUSED.replace("BETWEEN", dtype)).graphs["forward"]
+    (step,) = Lowering(Choices(host_cpu(), default_schedule)).steps(graph).steps
+    assert checking.limit_of(step) == pytest.approx(limit)
