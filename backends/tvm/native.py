@@ -27,6 +27,7 @@ INTEGER, ADDRESS = 1, 4  # how TVM's calling convention tags an i64 and a raw po
 MOST_ARGUMENTS = 96
 ENTRY = np.dtype([("function", "u8"), ("arguments", "u8"), ("count", "i4"), ("barrier", "i4")])
 FRAME_BYTES = 192
+ERROR = "TVMFFIErrorSetRaisedFromCStrParts"  # what kernels call for arguments that they do not take
 ALONE = """
 define internal void @GOMP_parallel(ptr %body, ptr %data, i32 %n, i32 %flags) {
   call void %body(ptr %data)
@@ -133,7 +134,11 @@ class Runner:
         self._engine = self._llvm.create_mcjit_compiler(self._walker(), machine)
         self._engine.finalize_object()
         address = self._engine.get_function_address
-        self._llvm.add_symbol("TVMFFIErrorSetRaisedFromCStrParts", address("TVMFFIErrorSetRaisedFromCStrParts"))
+        self._error = address(ERROR)
+        # Lays out an object as a whole: code reaches its constants within 2 GB only, and in a process that holds large
+        # models the older linker may put them further apart, and then aborts the process.
+        self._linker = self._llvm.create_lljit_compiler(use_jit_link=True)
+        self._libraries: list[Any] = []
         self.run = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(address("irx_run"))
         self.cycles = ctypes.CFUNCTYPE(ctypes.c_int64)(address("irx_cycles"))
 
@@ -141,18 +146,20 @@ class Runner:
         """Link objects into the process."""
         with self._lock:
             fresh = {symbol: data for symbol, data in objects.items() if symbol not in self._addresses}
-            for found in [self._object(symbol, data) for symbol, data in fresh.items()]:
-                self._engine.add_object_file(found)
-            self._engine.finalize_object()
-            for symbol in fresh:
-                self._addresses[symbol] = self._engine.get_function_address(f"__tvm_ffi_{symbol}")
+            for symbol, data in fresh.items():
+                self._addresses[symbol] = self._linked(symbol, data)
             return {symbol: self._addresses[symbol] for symbol in objects}
 
-    def _object(self, symbol: str, data: bytes) -> Any:
-        found = self._llvm.ObjectFileRef.from_data(data)
-        if not found._ptr:  # LLVM adds a null pointer without a word, and crashes
-            raise KernelFailed(f"the kernel {symbol} cannot be loaded: it is no object file", fix="compile it again")
-        return found
+    def _linked(self, symbol: str, data: bytes) -> int:
+        """The address of the kernel in an object, which stays in the process as long as it runs."""
+        name = f"__tvm_ffi_{symbol}"
+        builder = self._llvm.JITLibraryBuilder().add_object_img(data).add_current_process().export_symbol(name)
+        try:
+            library = builder.import_symbol(ERROR, self._error).link(self._linker, symbol)
+        except RuntimeError as error:
+            raise KernelFailed(f"the kernel {symbol} cannot be loaded: {error}", fix="compile it again") from error
+        self._libraries.append(library)
+        return int(library[name])
 
     def _walker(self) -> Any:
         text = files("irx.backends.tvm").joinpath("walker.ll").read_text()
