@@ -13,19 +13,13 @@ from typing import Any
 import numpy as np
 
 from irx.ir.opdef import Array
-
-
-def aligned(size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """`size` zero bytes on a 64-byte boundary, with 64 more behind them that may be read."""
-    buffer = np.zeros(size + 128, np.uint8)
-    start = -buffer.ctypes.data % 64
-    return buffer[start : start + size]
+from irx.runtime.arena import WEIGHTS
 
 
 def room(shape: Sequence[int], dtype: Any) -> Array:
     """Zeros as kernels read them: on a 64-byte boundary, with 64 bytes behind them that may be read."""
     kind = np.dtype(dtype)
-    made: Array = aligned(prod(shape) * kind.itemsize).view(kind).reshape(shape)
+    made: Array = WEIGHTS.zeros(prod(shape) * kind.itemsize).view(kind).reshape(shape)
     return made
 
 

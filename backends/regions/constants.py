@@ -6,7 +6,6 @@ from collections.abc import Hashable
 from functools import partial
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from irx.backends.layouts.layout import Layout, Plain
@@ -17,6 +16,7 @@ from irx.backends.torch.plan import Plan as TorchPlan
 from irx.ir.graph import Graph, Literal, Value, Weight
 from irx.ir.opdef import Array
 from irx.ir.regions import expanded
+from irx.runtime.arena import WEIGHTS, copied
 from irx.runtime.store import Stored, WeightStore
 from irx.runtime.tensors import Packed, from_numpy, to_numpy
 
@@ -86,7 +86,7 @@ class Constants:
         plan = TorchPlan(graph, store.device)
         plan.bind(store)
         (result,) = plan()
-        return _aligned(result)
+        return copied(result, WEIGHTS)
 
     def _copied(self, value: Value, graph: Graph, known: dict[Value, Value]) -> Value:
         """The value in `graph`, with everything it is computed from."""
@@ -140,11 +140,3 @@ def _array(stored: Stored) -> Array:
 def _unpacked(layout: Layout, parts: dict[str, Tensor], index: int) -> Tensor:
     arrays = layout.unpack({part: _bits(to_numpy(tensor.cpu())) for part, tensor in parts.items()})
     return from_numpy(arrays[index])
-
-
-def _aligned(tensor: Tensor) -> Tensor:
-    """The same elements on a 64-byte boundary, with 64 bytes behind them that may be read."""
-    size = tensor.numel() * tensor.element_size()
-    room = torch.empty(size + 64, dtype=torch.uint8, device=tensor.device)
-    copy = room[:size].view(tensor.dtype).view(tensor.shape)
-    return copy.copy_(tensor)

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from irx.backends.layouts.layout import aligned
 from irx.backends.tvm.amx import request_permission
 from irx.errors import KernelFailed, MissingExtra
+from irx.runtime.arena import WEIGHTS
 
 INTEGER, ADDRESS = 1, 4  # how TVM's calling convention tags an i64 and a raw pointer
 MOST_ARGUMENTS = 96
@@ -72,7 +72,7 @@ class Table:
         self.starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         self._arguments = np.zeros((int(self.starts[-1]) + 1, 2), np.int64)
         self._entries = np.zeros(max(len(entries), 1), ENTRY)
-        self._frame = aligned(FRAME_BYTES)
+        self._frame = WEIGHTS.zeros(FRAME_BYTES)
         for i, entry in enumerate(entries):
             self._fill(i, entry)
         words = self._frame.view(np.int64)

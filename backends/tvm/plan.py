@@ -28,6 +28,7 @@ from irx.errors import InputMismatch
 from irx.ir.graph import Value
 from irx.ir.regions import expanded
 from irx.ledger import Row
+from irx.runtime.arena import STATES
 from irx.runtime.profile import Timed
 from irx.runtime.store import WeightStore
 
@@ -105,7 +106,7 @@ class Plan:
         """The address of an arena of at least `size` bytes; a larger one takes the place of the old."""
         if size > self.arena.numel():
             self._bound.clear()
-            self.arena = torch.zeros(size, dtype=torch.uint8)
+            self.arena = torch.from_numpy(STATES.zeros(size))
         return self.arena.data_ptr()
 
     def _prepared(self, inputs: Sequence[Any]) -> Bound:

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from irx.backends.layouts.layout import aligned
 from irx.backends.tvm.codegen import missing
 from irx.backends.tvm.kernel import Kernel, Pointer, Size
 from irx.backends.tvm.native import Table
@@ -27,6 +26,7 @@ from irx.backends.tvm.templates.instructions import PAIRS, dot_pairs
 from irx.backends.tvm.writer import Writer
 from irx.cache import Store
 from irx.errors import MissingExtra
+from irx.runtime.arena import WEIGHTS
 from irx.target import Device, Measurement, host_cpu, measure_host
 
 LINE = 64  # bytes of a cache line, and of a vector
@@ -157,7 +157,7 @@ def peak(multiply: Multiply, device: Device, watch: Watch) -> float:
 def multiply_table(multiply: Multiply, device: Device, threads: int, steps: int) -> tuple[Table, Any]:
     """A multiply loop ready to run, and the sums that it leaves, 16 lanes for each thread and register."""
     count = _independent_sums(device)
-    factors, out = aligned(2 * LINE), aligned(threads * count * LINE)
+    factors, out = WEIGHTS.zeros(2 * LINE), WEIGHTS.zeros(threads * count * LINE)
     factors.view(multiply.factor)[:] = np.repeat(np.array(multiply.factors, multiply.factor), 16)
     call = table(multiply_kernel(multiply, count), device, {"steps": steps}, {"factors": factors, "out": out})
     return call, out.view(multiply.sums)
@@ -171,9 +171,9 @@ class Ring:
         step = LINE * STREAMS
         self.bytes = max(size // step, threads) * step
         self._threads = threads
-        self._memory = aligned(self.bytes)
+        self._memory = WEIGHTS.zeros(self.bytes)
         self._memory[:] = 1  # a page that was never written is not memory yet
-        self._out = aligned(threads * LINE)
+        self._out = WEIGHTS.zeros(threads * LINE)
         self._table = table(
             read_kernel(),
             device or host_cpu(),

@@ -22,6 +22,7 @@ from irx.ir.regions import expanded
 from irx.ir.types import KVType, TensorType, is_packed
 from irx.ops.cache import kv_length
 from irx.pipeline.latency import CAPACITY, CONTEXT
+from irx.runtime.arena import WEIGHTS, copied
 from irx.runtime.kv import empty_state
 from irx.runtime.store import Stored, WeightStore
 from irx.runtime.tensors import TORCH, Packed
@@ -113,7 +114,9 @@ class Zeros(WeightStore):
         if alike is None or self.kept(number) is not None:
             return super().derived(number, make)
         known = self._first.get(alike)
-        made = super().derived(number, make if known is None else lambda: tuple(part.clone() for part in known))
+        made = super().derived(
+            number, make if known is None else lambda: tuple(copied(part, WEIGHTS) for part in known)
+        )
         self._first.setdefault(alike, made)
         return made
 

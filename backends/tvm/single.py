@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from irx.backends.layouts.layout import aligned
 from irx.backends.tvm.codegen import compile_kernels
 from irx.backends.tvm.kernel import Kernel, Pointer
 from irx.backends.tvm.native import Argument, Entry, Table, load
+from irx.runtime.arena import WEIGHTS
 from irx.target import Device
 
 
 def aligned_copy(array: Any) -> Any:
     """The array's elements on a 64-byte boundary, C order, readable a little beyond their end."""
     array = np.ascontiguousarray(array)
-    copy = aligned(array.nbytes)[: array.nbytes].view(array.dtype).reshape(array.shape)
+    copy = WEIGHTS.zeros(array.nbytes)[: array.nbytes].view(array.dtype).reshape(array.shape)
     copy[...] = array
     return copy
 

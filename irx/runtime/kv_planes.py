@@ -19,6 +19,7 @@ from torch.nn.functional import pad
 
 from irx.ir.codes import CODES
 from irx.ir.types import KVType
+from irx.runtime.arena import copied, zeros
 from irx.runtime.kv_codes import Plain, SymmetricBytes, TokenCodes
 from irx.runtime.tensors import TORCH
 
@@ -149,7 +150,7 @@ class Plane:
     def clone(self) -> Plane:
         """An independent copy."""
         parameters = {name: found.clone() for name, found in self.parameters.items()}
-        return Plane(self.tensor.clone(), self.channels, self.arrangement, self.coding, parameters)
+        return Plane(copied(self.tensor), self.channels, self.arrangement, self.coding, parameters)
 
     def _like(self) -> tuple[int, int, torch.device]:
         return self.tensor.shape[0], self.heads, self.device
@@ -202,13 +203,13 @@ class DensePlane(Plane):
         """A copy with so many slots, new ones zero."""
         shape = list(self.tensor.shape)
         shape[2] = slots
-        larger = torch.zeros(shape, dtype=self.tensor.dtype, device=self.device)
+        larger = zeros(shape, self.tensor.dtype, self.device)
         larger[:, :, : self.capacity] = self.tensor
         return DensePlane(larger)
 
     def clone(self) -> Plane:
         """An independent copy."""
-        return DensePlane(self.tensor.clone())
+        return DensePlane(copied(self.tensor))
 
 
 def empty_plane(
@@ -217,9 +218,11 @@ def empty_plane(
     """Slots without tokens for `like` = (batch, heads, device)."""
     batch, heads, device = like
     shape = (batch, heads, *arrangement.shape(slots, coding.width(channels)))
-    tensor = torch.full(shape, coding.empty, dtype=coding.dtype, device=device)
+    tensor = zeros(shape, coding.dtype, device)
+    if coding.empty:
+        tensor.fill_(coding.empty)
     kinds = coding.parameters.items()
-    parameters = {name: torch.zeros(batch, heads, slots, dtype=dtype, device=device) for name, dtype in kinds}
+    parameters = {name: zeros((batch, heads, slots), dtype, device) for name, dtype in kinds}
     return Plane(tensor, channels, arrangement, coding, parameters)
 
 
@@ -229,8 +232,8 @@ def planes_of(kv: KVType, batch: int, device: torch.device, capacity: int) -> tu
     key_blocks, value_blocks = arrangements(kv, keys.dtype.itemsize)
     capacity = rounded(capacity, key_blocks)
     if kv.layout == "dense" and type(keys) is Plain:
-        k = torch.zeros(batch, kv.heads, capacity, kv.k_dim, dtype=keys.dtype, device=device)
-        return DensePlane(k), DensePlane(k.new_zeros(batch, kv.value_heads, capacity, kv.v_dim))
+        k = zeros((batch, kv.heads, capacity, kv.k_dim), keys.dtype, device)
+        return DensePlane(k), DensePlane(zeros((batch, kv.value_heads, capacity, kv.v_dim), keys.dtype, device))
     k_plane = empty_plane((batch, kv.heads, device), capacity, kv.k_dim, keys, key_blocks)
     return k_plane, empty_plane((batch, kv.value_heads, device), capacity, kv.v_dim, values, value_blocks)
 

@@ -23,6 +23,7 @@ from torch.nn.functional import pad
 
 from irx.ir.codes import TailedCode
 from irx.ir.types import KVType
+from irx.runtime.arena import zeros
 from irx.runtime.kv_codes import Plain, token_codes
 from irx.runtime.kv_planes import Arrangement, Plane
 from irx.runtime.tensors import TORCH
@@ -307,7 +308,7 @@ def _empty_keys(
     batch, heads, device = like
     words = -(-channels * code.bits // 32)
     padded = words * 32 // code.bits
-    tensor = torch.zeros(batch, heads, slots // BLOCK, words, BLOCK, 4, dtype=torch.uint8, device=device)
+    tensor = zeros((batch, heads, slots // BLOCK, words, BLOCK, 4), torch.uint8, device)
     tail = torch.zeros(batch, heads, -(-code.tail // BLOCK), padded, BLOCK, dtype=dtype, device=device)
     shape = (batch, heads, -(-slots // code.group), padded)
     return TailedKeys(tensor, channels, _parameters(shape, device) | {"tail": tail}, code)
@@ -318,7 +319,7 @@ def _empty_values(
 ) -> TailedValues:
     batch, heads, device = like
     width = -(-channels * code.bits // (8 * BLOCK)) * BLOCK
-    tensor = torch.zeros(batch, heads, slots, width, dtype=torch.uint8, device=device)
+    tensor = zeros((batch, heads, slots, width), torch.uint8, device)
     tail = torch.zeros(batch, heads, code.tail, -(-channels // BLOCK) * BLOCK, dtype=dtype, device=device)
     return TailedValues(
         tensor, channels, _parameters((batch, heads, channels // code.group, slots), device) | {"tail": tail}, code
