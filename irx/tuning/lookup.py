@@ -16,6 +16,8 @@ from irx.tuning.space import Schedule
 from irx.tuning.task import Fingerprint, Task, TaskKey
 
 LIBRARY = Path(__file__).parent / "library"
+LEAST_IN_COMMON = 0.5
+"""Of the features of two devices together, what both must have for schedules of one to be tried on the other."""
 
 logger = logging.getLogger(__name__)
 
@@ -99,10 +101,16 @@ def _by_key(rows: Iterable[Row]) -> dict[TaskKey, list[Row]]:
 
 
 def _likeness(here: Fingerprint, there: Fingerprint) -> tuple[float, float] | None:
-    """The share of features in common, then how close the numbers of cores are; None for another kind of device."""
+    """The share of features in common, then how close the numbers of cores are; None where nothing is to be learned.
+
+    That is another kind of device, and one that shares less than half of the features: what is best for
+    wide vectors is no guess for narrow ones.
+    """
     if here.kind != there.kind:
         return None
     mine, theirs = set(here.features), set(there.features)
     either = mine | theirs
     share = len(mine & theirs) / len(either) if either else 1.0
+    if share < LEAST_IN_COMMON:
+        return None
     return share, -abs(math.log(here.cores / there.cores))

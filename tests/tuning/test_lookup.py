@@ -11,6 +11,7 @@ from tests.tuning import toys
 
 DEVICE = replace(find_device("cpu-avx512"), title="This CPU", cores=4)
 TASK = toys.task(toys.space())
+NEAR = set(DEVICE.features) - {"avx512_vnni"}
 
 
 def like(features: set[str], cores: int, title: str = "Another CPU", kind: str = "cpu") -> Device:
@@ -37,7 +38,7 @@ def find(database: Database, library: list[Row], task: Task = TASK) -> tuple[obj
 
 
 def test_the_order_of_sources(database: Database) -> None:
-    near = row(like({"avx2"}, 4), 2)
+    near = row(like(NEAR, 4), 2)
     assert find(database, []) == (1, "default", [])
     tile, kind, notes = find(database, [near])
     assert (tile, kind) == (2, "nearest")
@@ -50,7 +51,7 @@ def test_the_order_of_sources(database: Database) -> None:
 
 
 def test_rows_that_were_imported_serve_as_nearest(database: Database) -> None:
-    database.add(row(like({"avx2"}, 4), 2))
+    database.add(row(like(NEAR, 4), 2))
     assert find(database, [])[:2] == (2, "nearest")
 
 
@@ -64,6 +65,11 @@ def test_features_count_before_cores(database: Database) -> None:
 
 def test_another_kind_of_device_is_never_near(database: Database) -> None:
     assert find(database, [row(like(set(), 4, kind="cuda"), 2)])[1] == "default"
+
+
+def test_a_device_with_other_vectors_is_never_near(database: Database) -> None:
+    assert find(database, [row(like({"avx2", "fma", "f16c"}, 4), 2)])[1] == "default"
+    assert find(database, [row(like(set(), 4), 2)])[1] == "default"
 
 
 @pytest.mark.parametrize("part", ["template", "version", "shape", "dtype"])
@@ -83,13 +89,13 @@ def test_a_row_from_before_a_new_knob_or_value_still_counts(database: Database) 
 def test_a_row_whose_value_is_gone_is_passed_over(database: Database) -> None:
     database.add(row(DEVICE, 16))
     assert find(database, [row(DEVICE, 4)])[:2] == (4, "shipped")
-    assert find(database, [row(like({"avx2"}, 4), 32), row(like(set(), 4, "third"), 2)])[0] == 2
+    assert find(database, [row(like(NEAR, 4), 32), row(like(NEAR - {"fma"}, 4, "third"), 2)])[0] == 2
 
 
 def test_an_origin_says_where_and_when(database: Database) -> None:
     database.add(row(DEVICE, 8))
     assert str(Schedules(DEVICE, database, []).find(TASK)[1]) == "measured, 2026-01-31, 1 us"
-    assert str(Schedules(like({"avx2"}, 4), database, []).find(TASK)[1]).startswith("nearest on This CPU (4 cores), ")
+    assert str(Schedules(like(NEAR, 4), database, []).find(TASK)[1]).startswith("nearest on This CPU (4 cores), ")
     assert str(Schedules(DEVICE, Database(database.folder / "none"), []).find(TASK)[1]) == "default, not tuned"
 
 
@@ -109,7 +115,7 @@ def test_shipped_schedules_are_whole(path: Path) -> None:
 
 def test_what_was_modelled_gives_way_to_what_was_measured(database: Database) -> None:
     modelled = replace(row(DEVICE, 4), seconds=1e-9, modelled=True)
-    near = row(like({"avx2"}, 4), 2)
+    near = row(like(NEAR, 4), 2)
     assert find(database, [modelled, near]) == (4, "modelled", [])
     assert faster([modelled, row(DEVICE, 8)])[modelled.place].schedule["tile"] == 8
     assert faster([row(DEVICE, 8), modelled])[modelled.place].schedule["tile"] == 8
@@ -118,7 +124,7 @@ def test_what_was_modelled_gives_way_to_what_was_measured(database: Database) ->
 
 
 def test_what_was_modelled_for_another_device_is_not_lent(database: Database) -> None:
-    assert find(database, [replace(row(like({"avx2"}, 4), 2), modelled=True)])[:2] == (1, "default")
+    assert find(database, [replace(row(like(NEAR, 4), 2), modelled=True)])[:2] == (1, "default")
 
 
 def test_a_modelled_row_reads_back_as_one() -> None:
