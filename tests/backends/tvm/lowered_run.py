@@ -26,11 +26,12 @@ from irx.backends.regions.lowered import (
 )
 from irx.backends.tvm.codegen import compile_kernels, compile_source, processor
 from irx.backends.tvm.kernel import Pointer
-from irx.backends.tvm.native import Argument, Entry, Table, aligned, load
+from irx.backends.tvm.native import Argument, Entry, Table, load
 from irx.backends.tvm.single import aligned_copy
 from irx.ir.dims import Bindings, evaluate
 from irx.ir.graph import Graph, Value
 from irx.ir.types import KVType, numpy_dtype
+from irx.runtime.arena import WEIGHTS
 from irx.target import Device
 from irx.target.host import host_cpu
 
@@ -152,6 +153,6 @@ class _Run:
 
 
 def _fresh(count: int) -> Any:
-    buffer = aligned(count)
+    buffer = WEIGHTS.zeros(count)
     buffer[:] = 0xFF
     return buffer

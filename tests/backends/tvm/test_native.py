@@ -11,8 +11,9 @@ import torch
 from irx.backends.tvm import native
 from irx.backends.tvm.codegen import compile_kernels, missing
 from irx.backends.tvm.kernel import Kernel, Pointer, Size
-from irx.backends.tvm.native import MOST_ARGUMENTS, Argument, Entry, Table, aligned, load
+from irx.backends.tvm.native import MOST_ARGUMENTS, Argument, Entry, Table, load
 from irx.errors import KernelFailed
+from irx.runtime.arena import WEIGHTS
 from irx.target import host_cpu
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
@@ -46,7 +47,7 @@ class Chain:
 
     def __init__(self, function: int, length: int = 50) -> None:
         self.length = length
-        self.buffers = [aligned(COUNT * 4).view(np.float32) for _ in range(2)]
+        self.buffers = [WEIGHTS.zeros(COUNT * 4).view(np.float32) for _ in range(2)]
         addresses = [Argument(buffer.ctypes.data, True) for buffer in self.buffers]
         entries = [Entry(function, [Argument(COUNT), addresses[i % 2], addresses[(i + 1) % 2]]) for i in range(length)]
         self.table = Table(entries)
@@ -70,7 +71,7 @@ def test_calls_wait_for_those_before(functions: dict[str, int], threads: int) ->
 
 
 def test_every_thread_is_told_its_number(functions: dict[str, int]) -> None:
-    found = aligned(8 * 8).view(np.int64)
+    found = WEIGHTS.zeros(8 * 8).view(np.int64)
     Table([Entry(functions["who"], [Argument(found.ctypes.data, True)])]).run(3)
     assert found.tolist() == [3, 3, 3, 0, 0, 0, 0, 0]
 
@@ -85,7 +86,7 @@ def test_tables_run_from_several_python_threads(functions: dict[str, int]) -> No
 def test_arguments_change_between_runs(functions: dict[str, int]) -> None:
     chain = Chain(functions["mirror"], length=1)
     chain.run(1)
-    other = aligned(COUNT * 4).view(np.float32)
+    other = WEIGHTS.zeros(COUNT * 4).view(np.float32)
     chain.table.set(chain.table.place(0, 2), other.ctypes.data)
     chain.buffers[1][:] = -1
     chain.run(1)
@@ -102,7 +103,7 @@ def test_time_stamps_rise(functions: dict[str, int]) -> None:
 
 
 def test_a_kernel_that_reports_an_error_is_named(functions: dict[str, int]) -> None:
-    buffer = aligned(64)
+    buffer = WEIGHTS.zeros(64)
     good = Entry(functions["who"], [Argument(buffer.ctypes.data, True)])
     short = Entry(functions["mirror"], [Argument(0)])
     for threads in (1, 2):
@@ -132,7 +133,7 @@ def test_without_openmp_one_thread_does_everything(monkeypatch: pytest.MonkeyPat
     alone = native.Runner()
     monkeypatch.setattr(native, "runner", lambda: alone)
     functions = load(compile_kernels([MIRROR, WHO], host_cpu()))
-    chain, found = Chain(functions[MIRROR.symbol]), aligned(8 * 8).view(np.int64)
+    chain, found = Chain(functions[MIRROR.symbol]), WEIGHTS.zeros(8 * 8).view(np.int64)
     assert chain.run(2) == chain.expected
     Table([Entry(functions[WHO.symbol], [Argument(found.ctypes.data, True)])]).run(2)
     assert found.tolist() == [1, 0, 0, 0, 0, 0, 0, 0]
