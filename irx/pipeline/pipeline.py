@@ -80,8 +80,9 @@ def _load(item: Item, index: PassIndex, presets: Mapping[str, str], items: Seque
 
 def _extended(base: list[Pass], more: Sequence[Pass]) -> tuple[Pass, ...]:
     _check_order(more)
+    preset = {one.name for one in base}
     for one in more:
-        if any(other.name == one.name for other in base):
+        if one.name in preset:
             base = [replace(one) if other.name == one.name else other for other in base]
         else:
             base.insert(sum(other.stage <= one.stage for other in base), one)

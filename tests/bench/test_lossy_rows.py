@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from irx.bench.paired import paired
 from irx.bench.result import Result, single
 from irx.bench.rows import kv, lossy, orderings, tokens
 from irx.bench.rows.kv import Layout
+from irx.ledger import Row as LedgerRow
 from irx.pipeline.latency import Latency
 from tests.cli.models import WORDS, save_model
 
@@ -161,6 +163,10 @@ def test_what_a_search_tells_the_bench() -> None:
     ]
     assert lossy.best_alone(notes, "weights") == "a{b=1} | c"
     assert lossy.best_alone(notes, "depth") == lossy.best_alone(notes, "cache") == ""
+    said = LedgerRow(0, "skip", "depth", "lossy", "dropped", reason="over budget: kl 0.06 of 0.05")
+    kept, unpaid = replace(said, decision="kept"), replace(said, latency=1e-6)
+    assert lossy.outside([kept, said, unpaid]) == "skip: over budget: kl 0.06 of 0.05"
+    assert lossy.outside([kept, unpaid]) == ""
     assert lossy.times(notes) == (25, 310) and lossy.times(notes[:1]) == ()
     rows = list(
         lossy.Searched("kl at most 0.05")._times([*notes, "search: 3 candidates were known from an earlier search"])

@@ -93,6 +93,7 @@ def test_presets_are_extended_by_stage() -> None:
     assert str(read("default | look{op=tanh}")) == 'look{op="tanh"} | flip | late{to="x"}'
     assert str(read("none | options | flip")) == "look | options | flip"
     assert str(read("default | blur")) == 'look | flip | blur | late{to="x"}'
+    assert str(read("default | blur | blur")) == 'look | flip | blur | blur | late{to="x"}'
 
 
 @pytest.mark.parametrize(

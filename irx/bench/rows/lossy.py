@@ -23,6 +23,8 @@ from irx.bench.quality import text
 from irx.bench.race import Candidate, Race, Ready, Row
 from irx.bench.result import Result, single
 from irx.errors import IRXError
+from irx.ledger import Row as LedgerRow
+from irx.pipeline.search.settle import lost
 
 CONTEXT = 128
 MINUTES, QUICK_MINUTES = 10.0, 0.5
@@ -45,7 +47,10 @@ def searched(lab: Lab, limits: dict[str, Any]) -> Any:
 
 
 def alone(lab: Lab, limits: dict[str, Any], family: str) -> Any:
-    """The language model with the best that the search found of one family. Raises Absent where that is nothing."""
+    """The language model with the best that the search found of one family.
+
+    Raises Absent where that is nothing, or was inside the budget on calibration data only.
+    """
     import irx
     from irx.passes import passes
     from irx.pipeline.search import joined
@@ -54,7 +59,15 @@ def alone(lab: Lab, limits: dict[str, Any], family: str) -> Any:
     if not text:
         raise Absent(f"no pass of {family} alone is faster inside the budget")
     pipeline = str(joined("default", text, passes()))
-    return lab.irx_with("f32", pipeline, budget=irx.Budget(**limits), data=_texts(lab))
+    fast = lab.irx_with("f32", pipeline, budget=irx.Budget(**limits), data=_texts(lab))
+    if reasons := outside(fast.ledger().rows):
+        raise Absent(f"the best of {family} alone on calibration data is outside on held-out data: {reasons}")
+    return fast
+
+
+def outside(rows: Sequence[LedgerRow]) -> str:
+    """The lossy passes that were dropped for what they cost, with the reason; empty where all stayed or do not pay."""
+    return "; ".join(f"{row.name}: {row.reason}" for row in rows if lost(row))
 
 
 def best_alone(notes: Sequence[str], family: str) -> str:
