@@ -15,6 +15,7 @@ from irx.bench.paired import paired
 from irx.bench.result import Result, single
 from irx.bench.rows import kv, lossy, orderings, tokens
 from irx.bench.rows.kv import Layout
+from irx.ledger import Point
 from irx.ledger import Row as LedgerRow
 from irx.pipeline.latency import Latency
 from tests.cli.models import WORDS, save_model
@@ -158,11 +159,15 @@ def test_what_a_search_tells_the_bench() -> None:
     notes = [
         "search: 9 candidates, 2 of them unusable; nothing new was left to try",
         "search: a first answer after 25 s, the best after 310 s",
-        "search: weights alone: 3 ms a step, 50 % of the budget on calibration data (kl 0.02, top1 0.9): a{b=1} | c",
-        "search: depth alone: nothing is faster inside the budget",
     ]
-    assert lossy.best_alone(notes, "weights") == "a{b=1} | c"
-    assert lossy.best_alone(notes, "depth") == lossy.best_alone(notes, "cache") == ""
+    found = {"": 9.0, "cast-weights": 7.0, "quantize-weights{bits=8}": 4.0, "kv-quantize{bits=8}": 9.5}
+    points = [Point(text, seconds, 0.5) for text, seconds in found.items()]
+    points.append(Point("quantize-weights{bits=4}", 3.0, 1.1))
+    points.append(Point("skip-layers{keep=2} | repair-output | cast-weights", 2.0, 0.1))
+    points.append(Point("skip-layers{keep=2} | repair-output", 8.0, 0.1))
+    assert lossy.texts_alone(points, "weights") == ["quantize-weights{bits=8}", "cast-weights"]
+    assert lossy.texts_alone(points, "depth") == ["skip-layers{keep=2} | repair-output"]
+    assert lossy.texts_alone(points, "cache") == []
     said = LedgerRow(0, "skip", "depth", "lossy", "dropped", reason="over budget: kl 0.06 of 0.05")
     kept, unpaid = replace(said, decision="kept"), replace(said, latency=1e-6)
     assert lossy.outside([kept, said, unpaid]) == "skip: over budget: kl 0.06 of 0.05"
