@@ -56,10 +56,13 @@ STATES = Arena()
 
 
 def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device, arena: Arena = STATES) -> Tensor:
-    """As `torch.zeros`; on a CPU from an arena, that of states where none is said."""
-    if device.type != "cpu":
-        return torch.zeros(tuple(shape), dtype=dtype, device=device)
-    return torch.from_numpy(arena.zeros(math.prod(shape) * dtype.itemsize)).view(dtype).view(tuple(shape))
+    """As `torch.zeros`, with 64 bytes behind that may be read; from an arena on a CPU, that of states by default."""
+    size = math.prod(shape) * dtype.itemsize
+    if device.type == "cpu":
+        raw = torch.from_numpy(arena.zeros(size))
+    else:
+        raw = torch.zeros(size + LINE, dtype=torch.uint8, device=device)[:size]
+    return raw.view(dtype).view(tuple(shape))
 
 
 def copied(tensor: Tensor, arena: Arena = STATES) -> Tensor:

@@ -23,7 +23,7 @@ from torch.nn.functional import pad
 
 from irx.ir.codes import TailedCode
 from irx.ir.types import KVType
-from irx.runtime.arena import zeros
+from irx.runtime.arena import copied, zeros
 from irx.runtime.kv_codes import Plain, token_codes
 from irx.runtime.kv_planes import Arrangement, Plane
 from irx.runtime.tensors import TORCH
@@ -130,7 +130,7 @@ class TailedPlane(Plane):
     def clone(self) -> TailedPlane:
         """An independent copy."""
         parts = {name: part.clone() for name, part in self.parameters.items()}
-        copy = type(self)(self.tensor.clone(), self.channels, parts, self.code)
+        copy = type(self)(copied(self.tensor), self.channels, parts, self.code)
         copy.held, copy.lost = list(self.held), list(self.lost)
         return copy
 

@@ -81,7 +81,7 @@ def texts_alone(points: Sequence[Point], family: str) -> list[str]:
 
 def outside(rows: Sequence[LedgerRow]) -> str:
     """The lossy passes that were dropped for what they cost, with the reason; empty where all stayed or do not pay."""
-    return "; ".join(f"{row.name}: {row.reason}" for row in rows if lost(row))
+    return "; ".join(lost(rows))
 
 
 @dataclass(frozen=True)

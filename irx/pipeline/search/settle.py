@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 from irx.budget import Budget
@@ -35,7 +35,7 @@ def settle(found: Found, compile: Compile, budget: Budget, confirm: Confirm | No
         reasons = _exceeded(confirm(one.text), budget) if one.text and confirm is not None else []
         if not reasons:
             program, ledger = compile(one.text)
-            reasons = [f"{row.name}: {row.reason}" for row in ledger.rows if lost(row)]
+            reasons = lost(ledger.rows)
         if not reasons or not one.text:
             break
         failed.append(f"search: outside on held-out data: {one.text} ({'; '.join(reasons)})")
@@ -58,6 +58,7 @@ def _exceeded(figures: Mapping[str, float], budget: Budget) -> list[str]:
     return [f"{limit.loss} {loss:.3g} of {limit.most:.3g}" for limit, loss in spent.items() if limit.exceeded(loss)]
 
 
-def lost(row: Row) -> bool:
-    """True for a lossy pass that was refused, or dropped for more than that it brings nothing beside the others."""
-    return row.effect == Effect.LOSSY.value and row.decision != KEPT and not row.unpaid
+def lost(rows: Sequence[Row]) -> list[str]:
+    """The lossy passes that were refused, or dropped for more than that they bring nothing beside others, and why."""
+    gone = [row for row in rows if row.effect == Effect.LOSSY.value and row.decision != KEPT and not row.unpaid]
+    return [f"{row.name}: {row.reason}" for row in gone]
