@@ -48,13 +48,13 @@ def once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
 
 
-@pytest.mark.parametrize("name", ["decode", "prefill", "batch"])
+@pytest.mark.parametrize("name", ["decode", "prefill", "batch", "rate"])
 def test_candidates_agree(once: None, folder: Path, name: str) -> None:
     results = bench.run([name], model=str(folder), target="torch", threads=1)
     assert all(result.verdict != "wrong" for result in results), [result.note for result in results]
     missing = [r for r in results if r.verdict == "absent" and r.note.startswith(("Inductor", "llama.cpp"))]
     here = [r for r in results if r.pipeline == "default" and r not in missing]
-    assert len(here) == {"decode": 3, "prefill": 4, "batch": 0}[name]
+    assert len(here) == {"decode": 3, "prefill": 4, "batch": 0, "rate": 3}[name]
     for result in here:
         assert result.figure == spread([1.0]), result.note
         assert result.floor is not None
