@@ -18,7 +18,7 @@ VALUES: Mapping[str, Mapping[str, tuple[Choice, ...]]] = {
     "matvec": {
         "vectors": (1, 2, 4),
         "unroll": (1, 2, 4, 8),
-        "prefetch": (0, 1024, 2048, 4096, 8192, 16384),
+        "prefetch": (0, 2048, 4096, 8192, 16384, 32768),
         "halves": (0, 1),
     },
     "gemm": {

@@ -10,8 +10,9 @@ from __future__ import annotations
 from irx.backends.regions.linear_region import LinearRegion
 from irx.backends.regions.lowered import Call, Choices, Temporary
 from irx.backends.tvm.kernel import Kernel, Pointer, Size
+from irx.backends.tvm.layouts.tiles import Tiles
 from irx.backends.tvm.templates.choosing import emit_start
-from irx.backends.tvm.templates.instructions import CROSSED, PAIRS, PREFETCH, needed_for_halves
+from irx.backends.tvm.templates.instructions import CROSSED, PAIRS, PREFETCH_FAR, needed_for_halves
 from irx.backends.tvm.templates.linear_operands import (
     call,
     emit_columns,
@@ -23,16 +24,17 @@ from irx.backends.tvm.templates.linear_operands import (
 from irx.backends.tvm.templates.matvec_input import emit_row_input, emit_views
 from irx.backends.tvm.templates.matvec_product import emit_product
 from irx.backends.tvm.templates.matvec_shape import Shape, balanced_vectors, can_halve, layouts_of
-from irx.backends.tvm.templates.matvec_sums import REGISTERS, Unit, totals_bytes
+from irx.backends.tvm.templates.matvec_sums import REGISTERS, Unit, emit_first_fetch, totals_bytes
 from irx.backends.tvm.writer import LANES, Writer
 from irx.tuning import Choice
 
 ROWS = (1, 2, 4, 8)
 PREPARED_ALONE = 2
 """Most rows that every thread prepares for itself."""
-PREFETCH_BYTES = 4096
-"""How far ahead of their use weights are asked for, where more happens between two loads of them than for one row of
-floats: processors do not foresee two streams that take turns, and see only as far as their queues of instructions."""
+PREFETCH_BYTES = 16384
+"""How far ahead of their use weights are asked for, where much happens between two loads of them: processors do not
+foresee streams that take turns, and see only as far as their queues of instructions. They come as far as the
+second-level cache: the first has room for too few lines under way."""
 SCRATCH = "prepared"
 
 
@@ -61,7 +63,7 @@ def shape_for(region: LinearRegion, most: int, choices: Choices) -> Shape:
     defaults: dict[str, Choice] = {
         "vectors": balanced_vectors(region.n, layout.tile, choices.device.cores, widest=widest),
         "unroll": 4,
-        "prefetch": 0 if layout.coding is None and most == 1 else PREFETCH_BYTES,
+        "prefetch": 0 if most == 1 and _is_foreseen(layout) else PREFETCH_BYTES,
         "halves": int(halves),
     }
     bucket = f"{layout.format}/{region.activations} {region.n}x{region.k} rows{most}"
@@ -69,6 +71,11 @@ def shape_for(region: LinearRegion, most: int, choices: Choices) -> Shape:
     vectors, unroll, prefetch, in_halves = (int(knobs[name]) for name in defaults)
     vectors = min(vectors, layout.tile // LANES)
     return Shape(region, layouts, choices.device, vectors, unroll, most, prefetch, bool(in_halves))
+
+
+def _is_foreseen(layout: Tiles) -> bool:
+    """True where one row's loads follow each other closely enough for the processor: of floats and of whole bytes."""
+    return layout.coding is None or layout.coding.bits == 8
 
 
 def prepare_kernel(shape: Shape) -> Kernel:
@@ -91,6 +98,7 @@ def matvec_kernel(shape: Shape, prepares: bool) -> Kernel:
         emit_views(w)
     elif shape.way == "pairs":
         w(f'xw = T.decl_buffer(({1 << 40},), "int32", data=x.data)')
+    emit_first_fetch(w, shape)
     emit_start(w, shape.region.best)
     origin = w.let(f"tid * rows * {row_bytes}" if prepares else "T.int64(0)", "origin")
     if prepares:
@@ -110,7 +118,7 @@ def matvec_kernel(shape: Shape, prepares: bool) -> Kernel:
 
 def _llvm(shape: Shape) -> str:
     """What the products import."""
-    imported = PREFETCH if shape.prefetch else ""
+    imported = PREFETCH_FAR if shape.prefetch else ""
     if shape.way in ("pairs", "halves"):
         imported += PAIRS
     if shape.way == "halves":

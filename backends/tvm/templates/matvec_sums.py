@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from irx.backends.tvm.layouts.tiles import Tiles
-from irx.backends.tvm.templates.instructions import prefetch
-from irx.backends.tvm.templates.matvec_shape import Shape
+from irx.backends.tvm.templates.instructions import prefetch_far
+from irx.backends.tvm.templates.matvec_shape import LINE, Shape
 from irx.backends.tvm.writer import LANES, STACK, Writer, at, constant, splat
 
 REGISTERS = 16
@@ -34,6 +34,21 @@ def totals_bytes(shape: Shape) -> int:
     """Bytes of a thread's totals where they are too many for the stack, else 0."""
     size = 4 * shape.most * shape.vectors * LANES
     return size * len(shape.layouts) if size >= STACK else 0
+
+
+def emit_first_fetch(w: Writer, shape: Shape) -> None:
+    """Ask for the first of the thread's weights, which come while x is prepared."""
+    if not shape.prefetch:
+        return
+    in_tile = shape.layout.tile // shape.columns
+    first = w.let(f"{shape.units} * tid // nt", "first")
+    for i, layout in enumerate(shape.layouts):
+        for name, part in layout.parts.items():
+            start = f"{first} // {in_tile} * {part.shape[1] * layout.tile} + {first} % {in_tile} * {shape.columns}"
+            in_line = LINE // int(part.code[1])
+            lines = max(1, shape.prefetch * part.bytes // layout.parts[layout.main].bytes // LINE)
+            with w.block(f"for line in T.serial({lines}):"):
+                w(prefetch_far(f"w{i}_{name}", f"{start} + line * {in_line}"))
 
 
 class Sums:
@@ -77,7 +92,7 @@ class Sums:
         if self.shape.prefetch:
             ahead = self.shape.prefetch // 4
             index = f"{start} + ({entry}) * {self.layout.tile} + {vector} * {LANES} + {ahead}"
-            self.w(prefetch(self.buffer(part), index))
+            self.w(prefetch_far(self.buffer(part), index))
 
     def total(self, row: str | int, vector: str | int) -> str:
         """The total of a row with 16 columns."""

@@ -243,9 +243,11 @@ def test_knobs_come_from_the_schedule() -> None:
     assert "irx_prefetch" in call.kernel.source
 
 
-@pytest.mark.parametrize(("form", "rows", "asks"), [("f32", 1, False), ("f32", 2, True), ("q4_0", 1, True)])
+@pytest.mark.parametrize(
+    ("form", "rows", "asks"), [("f32", 1, False), ("f32", 2, True), ("q8_0", 1, False), ("q4_0", 1, True)]
+)
 def test_weights_are_asked_for_ahead_of_their_use(form: str, rows: int, asks: bool) -> None:
-    """But for one row of floats, whose loads follow each other closely enough."""
+    """But for one row of floats or bytes, whose loads follow each other closely enough."""
     region = parse(plain(form, 64, 64))
     assert region is not None
     kernel = matvec_calls(region, rows, choices())[-1].kernel
