@@ -21,7 +21,7 @@ from irx.backends.tvm.templates.gemm_product import emit_product, kept
 from irx.backends.tvm.templates.gemm_rows import emit_rows
 from irx.backends.tvm.templates.gemm_shape import Shape, shape_for
 from irx.backends.tvm.templates.gemm_tiles import emit_tile
-from irx.backends.tvm.templates.instructions import PREFETCH_FAR, needed_for_halves
+from irx.backends.tvm.templates.instructions import PREFETCH, needed_for_halves
 from irx.backends.tvm.templates.linear_operands import (
     call,
     emit_columns,
@@ -76,7 +76,7 @@ def _llvm(shape: Shape) -> str:
     small = {coding for coding in shape.codings if shape.way == "halves" and coding.bits <= MOST_BITS}
     tables = "".join(needed_for_halves(coding) for coding in sorted(small, key=str))
     return (
-        (PREFETCH_FAR if shape.prefetches else "")
+        (PREFETCH if shape.prefetches else "")
         + NEEDED[shape.way]
         + tables
         + (functions(shape.vectors) if shape.uses_matrices else "")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from irx.backends.tvm.amx import statement
 from irx.backends.tvm.templates.gemm_instructions import dot
 from irx.backends.tvm.templates.gemm_shape import Shape
-from irx.backends.tvm.templates.instructions import prefetch_far
+from irx.backends.tvm.templates.instructions import prefetch
 from irx.backends.tvm.writer import LANES, Writer, at, constant, splat
 
 
@@ -100,7 +100,7 @@ class _Block:
         for v in range(self.shape.vectors):
             layout = self.shape.layouts[self.product]
             place = f"{self.ahead} + ({step}) * {layout.tile} + {v * LANES}"
-            self.w(prefetch_far(f"w{self.product}_{layout.main}", place))
+            self.w(prefetch(f"w{self.product}_{layout.main}", place))
 
     def _word(self, sums: list[list[str]], word: str, x_shift: int, shift: int) -> None:
         start = f"{self.weights.start} + ({word} + {shift}) * {self.weights.stride}"

@@ -11,14 +11,11 @@ from irx.backends.layouts.coding import Coding
 PREFETCH = """
 declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
 define i32 @irx_prefetch(ptr %p) alwaysinline {
-  call void @llvm.prefetch.p0(ptr %p, i32 0, i32 3, i32 1)
+  call void @llvm.prefetch.p0(ptr %p, i32 0, i32 2, i32 1)
   ret i32 0
 }
 """
-PREFETCH_FAR = PREFETCH.replace("i32 3, i32 1)\n  ret", "i32 2, i32 1)\n  ret").replace(
-    "irx_prefetch", "irx_prefetch_far"
-)
-"""As far as the second-level cache."""
+"""As far as the second-level cache: the first has room for few lines under way, and they would hold up all loads."""
 PAIRS = """
 declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
 define <16 x float> @irx_dot_pairs(<16 x float> %sum, <16 x i32> %a, <16 x i32> %b) alwaysinline {
@@ -104,11 +101,6 @@ def crossed(value: str) -> str:
 def prefetch(buffer: str, index: str) -> str:
     """A statement: the line of an element will be needed soon."""
     return f'T.evaluate(T.call_extern("int32", "irx_prefetch", T.address_of({buffer}[{index}])))'
-
-
-def prefetch_far(buffer: str, index: str) -> str:
-    """A statement: the line of an element will be needed, but not at once."""
-    return f'T.evaluate(T.call_extern("int32", "irx_prefetch_far", T.address_of({buffer}[{index}])))'
 
 
 def dot_pairs(total: str, weights: str, x: str) -> str:

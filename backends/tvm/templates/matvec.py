@@ -12,7 +12,7 @@ from irx.backends.regions.lowered import Call, Choices, Temporary
 from irx.backends.tvm.kernel import Kernel, Pointer, Size
 from irx.backends.tvm.layouts.tiles import Tiles
 from irx.backends.tvm.templates.choosing import emit_start
-from irx.backends.tvm.templates.instructions import CROSSED, PAIRS, PREFETCH_FAR, needed_for_halves
+from irx.backends.tvm.templates.instructions import CROSSED, PAIRS, PREFETCH, needed_for_halves
 from irx.backends.tvm.templates.linear_operands import (
     call,
     emit_columns,
@@ -118,7 +118,7 @@ def matvec_kernel(shape: Shape, prepares: bool) -> Kernel:
 
 def _llvm(shape: Shape) -> str:
     """What the products import."""
-    imported = PREFETCH_FAR if shape.prefetch else ""
+    imported = PREFETCH if shape.prefetch else ""
     if shape.way in ("pairs", "halves"):
         imported += PAIRS
     if shape.way == "halves":

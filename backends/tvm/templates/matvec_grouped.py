@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from irx.backends.layouts.coding import Coding
 from irx.backends.tvm.layouts.reading import half
-from irx.backends.tvm.templates.instructions import prefetch_far
+from irx.backends.tvm.templates.instructions import prefetch
 from irx.backends.tvm.templates.matvec_shape import Shape
 from irx.backends.tvm.templates.matvec_sums import REGISTERS, Sums, Unit
 from irx.backends.tvm.writer import LANES, Writer, constant, splat
@@ -130,7 +130,7 @@ class Grouped(Sums):
         for part in ("scales", "minima")[: 1 + self.coding.has_minimum]:
             for v in range(0, self.together, 2):
                 place = f"({self._entry} + {ahead}) * {self.layout.tile} + ({first} + {v}) * {LANES}"
-                self.w(prefetch_far(self.buffer(part), f"{self.starts[part]} + {place}"))
+                self.w(prefetch(self.buffer(part), f"{self.starts[part]} + {place}"))
 
     def _multiply(self, sums: list[list[list[str]]], entry: str, first: str | int) -> None:
         """Add word `entry` of all vectors. Each 32 bits of x are loaded once for all of them."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from irx.backends.tvm.layouts.tiles import Tiles
-from irx.backends.tvm.templates.instructions import prefetch_far
+from irx.backends.tvm.templates.instructions import prefetch
 from irx.backends.tvm.templates.matvec_shape import LINE, Shape
 from irx.backends.tvm.writer import LANES, STACK, Writer, at, constant, splat
 
@@ -48,7 +48,7 @@ def emit_first_fetch(w: Writer, shape: Shape) -> None:
             in_line = LINE // int(part.code[1])
             lines = max(1, shape.prefetch * part.bytes // layout.parts[layout.main].bytes // LINE)
             with w.block(f"for line in T.serial({lines}):"):
-                w(prefetch_far(f"w{i}_{name}", f"{start} + line * {in_line}"))
+                w(prefetch(f"w{i}_{name}", f"{start} + line * {in_line}"))
 
 
 class Sums:
@@ -92,7 +92,7 @@ class Sums:
         if self.shape.prefetch:
             ahead = self.shape.prefetch // 4
             index = f"{start} + ({entry}) * {self.layout.tile} + {vector} * {LANES} + {ahead}"
-            self.w(prefetch_far(self.buffer(part), index))
+            self.w(prefetch(self.buffer(part), index))
 
     def total(self, row: str | int, vector: str | int) -> str:
         """The total of a row with 16 columns."""

@@ -179,7 +179,7 @@ def test_the_next_weights_are_asked_for(form: str) -> None:
         region = parse(body(32, 128, form))
         assert region is not None
         source = gemm_calls(region, layouts_of(region, host_cpu()), chosen)[-1].kernel.source
-        assert ('irx_prefetch_far"' in source.split("T.alloc_buffer", 1)[1]) == bool(prefetch)
+        assert ('irx_prefetch"' in source.split("T.alloc_buffer", 1)[1]) == bool(prefetch)
 
 
 @pytest.mark.parametrize("form", ["q4_0", "q4_1", "q5_1", "q6_k", "q8_0"])
