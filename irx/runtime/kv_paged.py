@@ -17,6 +17,7 @@ from torch import Tensor
 
 from irx.errors import OutOfPages
 from irx.ir.types import KVType
+from irx.runtime.arena import zeros
 from irx.runtime.kv_planes import DensePlane, Plane, numbered, planes_of
 
 NONE = -1  # where a row has no page
@@ -264,6 +265,7 @@ def _with_pages(plane: Plane, count: int) -> Plane:
 
 
 def _longer(part: Tensor, count: int, empty: float) -> Tensor:
-    larger = part.new_full((count, *part.shape[1:]), empty)
+    larger = zeros((count, *part.shape[1:]), part.dtype, part.device)
     larger[: len(part)] = part
+    larger[len(part) :] = empty
     return larger
