@@ -24,7 +24,7 @@ from irx.backends.tvm.templates.linear_operands import (
 from irx.backends.tvm.templates.matvec_input import emit_row_input, emit_views
 from irx.backends.tvm.templates.matvec_product import emit_product
 from irx.backends.tvm.templates.matvec_shape import Shape, balanced_vectors, can_halve, layouts_of
-from irx.backends.tvm.templates.matvec_sums import REGISTERS, Unit, emit_first_fetch, totals_bytes
+from irx.backends.tvm.templates.matvec_sums import REGISTERS, Unit, emit_first_fetch, place_of, totals_bytes
 from irx.backends.tvm.writer import LANES, Writer
 from irx.tuning import Choice
 
@@ -136,9 +136,7 @@ def _title(shape: Shape) -> str:
 
 def _unit(w: Writer, shape: Shape, origin: str) -> None:
     """One unit of one block of rows."""
-    in_tile = shape.layout.tile // shape.columns
-    tile = w.let(f"unit // {in_tile}", "tile")
-    offset = w.let(f"unit % {in_tile} * {shape.columns}", "offset")
+    tile, offset = place_of(w, shape, "unit")
     rows = tuple(_row_start(w, shape, origin, m) for m in range(shape.most))
     totals = [emit_product(w, shape, Unit(i, tile, offset, rows)) for i in range(len(shape.layouts))]
     first = f"block * {shape.most}"

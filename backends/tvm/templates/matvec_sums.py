@@ -40,15 +40,24 @@ def emit_first_fetch(w: Writer, shape: Shape) -> None:
     """Ask for the first of the thread's weights, which come while x is prepared."""
     if not shape.prefetch:
         return
-    in_tile = shape.layout.tile // shape.columns
-    first = w.let(f"{shape.units} * tid // nt", "first")
+    tile, offset = place_of(w, shape, w.let(f"{shape.units} * tid // nt", "first"))
     for i, layout in enumerate(shape.layouts):
         for name, part in layout.parts.items():
-            start = f"{first} // {in_tile} * {part.shape[1] * layout.tile} + {first} % {in_tile} * {shape.columns}"
             in_line = LINE // int(part.code[1])
             lines = max(1, shape.prefetch * part.bytes // layout.parts[layout.main].bytes // LINE)
             with w.block(f"for line in T.serial({lines}):"):
-                w(prefetch(f"w{i}_{name}", f"{start} + line * {in_line}"))
+                w(prefetch(f"w{i}_{name}", f"{_start(layout, name, tile, offset)} + line * {in_line}"))
+
+
+def place_of(w: Writer, shape: Shape, unit: str) -> tuple[str, str]:
+    """Names of the tile of a unit, and of its first column in there."""
+    in_tile = shape.layout.tile // shape.columns
+    return w.let(f"{unit} // {in_tile}", "tile"), w.let(f"{unit} % {in_tile} * {shape.columns}", "offset")
+
+
+def _start(layout: Tiles, part: str, tile: str, offset: str) -> str:
+    """The index of a unit's first element in a part."""
+    return f"{tile} * {layout.parts[part].shape[1] * layout.tile} + {offset}"
 
 
 class Sums:
@@ -80,8 +89,7 @@ class Sums:
 
     def start(self, part: str) -> str:
         """The index of the unit's first element in a part."""
-        count = self.layout.parts[part].shape[1]
-        return self.w.let(f"{self.unit.tile} * {count * self.layout.tile} + {self.unit.offset}", "p")
+        return self.w.let(_start(self.layout, part, self.unit.tile, self.unit.offset), "p")
 
     def words(self, part: str, start: str, entry: str, vector: str | int) -> str:
         """16 elements of entry `entry` of a part."""
