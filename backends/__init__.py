@@ -6,10 +6,12 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from irx.errors import NameClash, UnknownTarget
-from irx.pipeline.backend import Backend
+
+if TYPE_CHECKING:  # processes that compile kernels have no use for torch
+    from irx.pipeline.backend import Backend
 
 GROUP = "irx.backends"
 
@@ -28,10 +30,10 @@ def find_backend(name: str) -> Backend:
     """The backend of that name, imported now. Raises UnknownTarget naming the nearest one."""
     for entry in _announced():
         if entry.name == name:
-            return cast(Backend, entry.load())
+            return cast("Backend", entry.load())
     if name not in known_backends():
         raise UnknownTarget(name, known_backends())
-    return cast(Backend, import_module(f"{__name__}.{name}.backend").BACKEND)
+    return cast("Backend", import_module(f"{__name__}.{name}.backend").BACKEND)
 
 
 @cache

@@ -14,6 +14,7 @@ from typing import Any
 
 from irx.backends.tvm.compilers import compile_all
 from irx.backends.tvm.kernel import Kernel
+from irx.backends.tvm.script import read
 from irx.cache import CacheKey, Store
 from irx.errors import KernelFailed, MissingExtra
 from irx.target import Device
@@ -74,7 +75,7 @@ def try_kernels(kernels: Iterable[Kernel], device: Device) -> tuple[dict[str, by
 def compile_source(symbol: str, source: str, mcpu: str) -> bytes:
     """The object file of one kernel, made in this process. Raises MissingExtra without TVM."""
     tvm = load_tvm()
-    function = tvm.script.from_source(source)
+    function = read(source)
     target = tvm.target.Target({"kind": "llvm", "mcpu": mcpu, "num-cores": 1})
     built = tvm.compile(tvm.IRModule({symbol: function}), target=target)
     with tempfile.TemporaryDirectory() as folder:
@@ -89,7 +90,6 @@ def load_tvm() -> Any:
     os.environ.setdefault("TVM_NUM_THREADS", "1")  # its own pool is never used, and must not pin the main thread
     try:
         import tvm
-        import tvm.script
     except ImportError as error:
         raise MissingExtra("apache-tvm", "cpu", needed_for="compiling kernels for a CPU") from error
     return tvm

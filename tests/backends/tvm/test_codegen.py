@@ -31,7 +31,7 @@ def scale(factor: float) -> Kernel:
     return Kernel("scale", parameters, BODY.format(factor=factor), note=f"y = {factor} x")
 
 
-BROKEN = Kernel("broken", (Size("n"),), "y[0] = nothing")
+BROKEN = Kernel("broken", (Size("n"), Pointer("y", "float32")), "y[0] = nothing")
 
 
 def run(kernel: Kernel, count: int = 37, threads: int = 2) -> Any:
@@ -174,3 +174,8 @@ def test_equal_kernels_of_different_places_are_one(fresh: Path, monkeypatch: pyt
     forget(monkeypatch)
     elsewhere = replace(scale(2.0), note="the same in another graph")
     assert list(compile_kernels([elsewhere], host_cpu())) == [scale(2.0).symbol]
+
+
+def test_compilers_do_not_load_torch() -> None:
+    code = "import irx.backends.tvm.worker, irx.backends.tvm.codegen, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0, "it takes longer than a kernel"
