@@ -13,7 +13,7 @@ import ast
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial, reduce
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from irx.errors import KernelFailed
 
@@ -89,7 +89,7 @@ class _Calls(ast.NodeTransformer):
 
     def visit_BoolOp(self, node: ast.BoolOp) -> ast.expr:
         word = "both" if isinstance(node.op, ast.And) else "either"
-        return reduce(partial(_value, word), map(self.visit, node.values))
+        return reduce(partial(_value, word), [cast(ast.expr, self.visit(one)) for one in node.values])
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.expr:
         operand = self.visit(node.operand)
