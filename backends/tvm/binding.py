@@ -49,8 +49,7 @@ class Segment:
         self.table = Table(self.entries)
         of_states = [late for late in self.late if late[2].kind == "state"]
         others = [late for late in self.late if late[2].kind != "state"]
-        self._tensors = [late.of for _, _, late in others]
-        self._tensor_places = np.array([self.table.place(e, a) for e, a, _ in others], np.int64)
+        self._tensors = [(self.table.place(e, a), *late.of) for e, a, late in others]
         self._parts = [late for _, _, late in of_states]
         self._part_places = np.array([self.table.place(e, a) for e, a, _ in of_states], np.int64)
         self._indices = sorted({late.index for late in self._parts})
@@ -64,9 +63,9 @@ class Segment:
 
     def give(self, given: Sequence[Any], outputs: Sequence[Any]) -> None:
         """Put in the addresses of tensors."""
-        if self._tensors:
-            sides = (given, outputs)
-            self.table.set(self._tensor_places, [sides[side][i].data_ptr() for side, i in self._tensors])
+        sides = (given, outputs)
+        for place, side, index in self._tensors:
+            self.table.put(place, sides[side][index].data_ptr())
 
     def point(self, states: Pointed) -> None:
         """Put in the addresses of states."""
