@@ -340,6 +340,19 @@ def test_figures_on_held_out_data_come_before_compiling() -> None:
     assert f"search: outside on held-out data: {first} (kl 0.07 of 0.06)" in ledger.notes
 
 
+def test_what_is_over_by_half_says_that_a_third_less_is_needed() -> None:
+    found, tried = found_plain(), list[str]()
+
+    def confirm(text: str) -> dict[str, float]:
+        tried.append(text)
+        return {"kl": 0.09 if len(tried) == 1 else 0.05}
+
+    settle(found, lambda text: (Program("empty", {}), rows(text, set())), BUDGET, confirm)
+    first = found.ranked[0]
+    enough = [one for one in found.ranked if one.share < first.share / 1.5]
+    assert tried == [first.text, enough[0].text] and found.ranked.index(enough[0]) > 1
+
+
 def test_where_nothing_holds_the_program_stays_as_it_is() -> None:
     found = found_plain()
     every = {one.text for one in found.ranked}

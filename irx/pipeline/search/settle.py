@@ -24,15 +24,17 @@ logger = logging.getLogger(__name__)
 def settle(found: Found, compile: Compile, budget: Budget, confirm: Confirm | None = None) -> tuple[Program, Ledger]:
     """The fastest candidate all of whose passes stay on held-out data, with the notes of the search in its ledger.
 
-    Behind one that fails, only those that took less of the budget are tried. The unchanged program, which comes last,
-    cannot fail. Compiling takes long, so `confirm` is asked first.
+    Behind one that fails, only those are tried that took less of the budget, by as much as that one was over it: what
+    is harder on these texts is harder for all. The unchanged program, which comes last, cannot fail. Compiling takes
+    long, so `confirm` is asked first.
     """
     failed: list[str] = []
-    least = math.inf
+    below = math.inf  # the share of the budget, on calibration data, from which none is expected to stay inside
     for one in found.ranked:
-        if one.text and one.share >= least:
+        if one.text and one.share >= below:
             continue
-        reasons = _exceeded(confirm(one.text), budget) if one.text and confirm is not None else []
+        figures = confirm(one.text) if one.text and confirm is not None else {}
+        reasons = _exceeded(figures, budget) if figures else []
         if not reasons:
             program, ledger = compile(one.text)
             reasons = lost(ledger.rows)
@@ -40,7 +42,7 @@ def settle(found: Found, compile: Compile, budget: Budget, confirm: Confirm | No
             break
         failed.append(f"search: outside on held-out data: {one.text} ({'; '.join(reasons)})")
         logger.info(failed[-1])
-        least = one.share
+        below = one.share / max(1.0, _spent(figures, budget))
     ledger.notes += [*found.notes, *failed, f"search: chosen: {one.text or 'nothing lossy'}"]
     ledger.points = [_point(known, found, one) for known in found.usable]
     return program, ledger
@@ -56,6 +58,11 @@ def _exceeded(figures: Mapping[str, float], budget: Budget) -> list[str]:
     """The losses that are over their limit."""
     spent = {limit: limit.spent(figures) for limit in budget.limits()}
     return [f"{limit.loss} {loss:.3g} of {limit.most:.3g}" for limit, loss in spent.items() if limit.exceeded(loss)]
+
+
+def _spent(figures: Mapping[str, float], budget: Budget) -> float:
+    """How many times the budget was spent, of several limits on the one that is over the most."""
+    return max((limit.spent(figures) / limit.most for limit in budget.limits() if figures and limit.most), default=1.0)
 
 
 def lost(rows: Sequence[Row]) -> list[str]:
