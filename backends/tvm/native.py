@@ -71,7 +71,7 @@ class Table:
             raise ValueError(f"a kernel has {max(counts)} arguments, more than {MOST_ARGUMENTS}")
         self.starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         self._arguments = np.zeros((int(self.starts[-1]) + 1, 2), np.int64)
-        self._words = memoryview(self._arguments).cast("B").cast("q")
+        self._words = self._arguments.data.cast("B").cast("q")
         self._entries = np.zeros(max(len(entries), 1), ENTRY)
         self._frame = WEIGHTS.zeros(FRAME_BYTES)
         for i, entry in enumerate(entries):

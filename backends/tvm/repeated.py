@@ -49,7 +49,7 @@ class Repeated:
 
 def _numbers(room: Tensor) -> memoryview:
     """What an input of one integer a row holds, to be written."""
-    return memoryview(room.view(-1).numpy()).cast("B").cast("q")
+    return room.view(-1).numpy().data.cast("B").cast("q")
 
 
 def repeated(plan: Plan, bound: Bound, ids: str, positions: str) -> Repeated | None:
