@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from irx.analysis.footprint import weight_bytes
 from irx.api.targets import absent, here, preferred, present
 from irx.backends import find_backend, known_backends
 from irx.errors import DeviceNotFound, NoGpu, UnsupportedArgument
@@ -29,6 +30,8 @@ from irx.runtime.spill import settled
 from irx.runtime.store import WeightStore
 from irx.target import Device, Target
 from irx.tuning import tune as search_schedules
+
+LARGE = 64 << 20  # bytes of weights of which a second copy is looked for
 
 
 def divide(program: Program, goal: Target, ledger: Ledger) -> dict[str, Backend]:
@@ -62,7 +65,8 @@ def assemble(
     tokenizer: Any = None,
 ) -> Executable:
     """Step 7: kernels, weights on their device, and what is known about the model."""
-    gc.collect()  # kernels that were tried and timed hold weights; those of the model need the room
+    if weight_bytes(program) >= LARGE:
+        gc.collect()  # kernels that were tried and timed hold weights; those of the model need the room
     used = program.used_weights()
     weights = settled(program.weights, used)
     store = WeightStore(partial(tensor_of, weights), torch.device(here(goal).device.place))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from irx.analysis.calibration import FORWARD
 from irx.analysis.data import Data
 from irx.api.measuring import context_of, held_out, judge_of, latencies, latency
 from irx.api.optimizing import key_of, optimize
 from irx.budget import Budget
+from irx.ir.printer import print_program
 from irx.ir.program import Program
 from irx.ledger import Ledger
 from irx.passes import passes
@@ -52,7 +56,7 @@ def search_passes(
 ) -> tuple[Program, Ledger]:
     """Step 3 with the fastest lossy passes inside the budget: searched on calibration data, chosen on held-out data.
 
-    What was measured of a model with a `digest` is kept in the cache, unless the budget has a function of the user's.
+    What was measured is kept in the cache, unless the budget has a function of the user's.
     """
     started = time.monotonic()
     sample = data.sample(SEARCHED_TOKENS, FITTED_TOKENS)
@@ -64,9 +68,8 @@ def search_passes(
     glances = judge_of(held_out(program, goal, few), budget).measure if few is not None else None
     judge = judge_of(held_out(program, goal, sample), budget).measure
     evaluator = Evaluator(program, pipeline, passes(), ctx, judge, clock, search.prompt, glances, again)
-    kept = digest and budget.metric is None
     stated = {"data": sample.digest, "prompt": str(search.prompt), "context": str(context)}
-    key = replace(key_of(digest, pipeline, goal, stated), kind="search") if kept else None
+    key = None if own else replace(key_of(digest or _digest(program), pipeline, goal, stated), kind="search")
     looked = replace(key, options=(*key.options, ("look", few.digest))) if key is not None and few is not None else None
     glance = Journal(evaluator.glance, looked) if glances is not None else None
     units = [] if budget.exact else _units(evaluator.normalized, ctx, search)
@@ -83,8 +86,16 @@ def search_passes(
         return optimize(program, goal, str(joined(pipeline, text, passes())), **options)
 
     made, ledger = settle(found, made_with, budget, confirm)
-    ledger.notes += [*evaluator.remarks, *journal.notes()]
+    ledger.notes += [*evaluator.remarks(), *journal.notes()]
     return made, ledger
+
+
+def _digest(program: Program) -> str:
+    """A hash of what a captured program computes, its weights included: half a second for half a gigabyte."""
+    found = hashlib.sha256(print_program(program).encode())
+    for weight in program.used_weights():
+        found.update(np.ascontiguousarray(program.weights.array(weight)).view(np.uint8))
+    return found.hexdigest()
 
 
 def _units(program: Program, ctx: Context, search: Search) -> list[Unit]:

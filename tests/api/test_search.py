@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,17 @@ def test_the_best_inside_the_budget_is_compiled(model: Any) -> None:
 def test_more_is_done_under_a_wider_budget(model: Any) -> None:
     found = compiled(model, irx.Budget(kl=50.0))
     assert "skip-layers{" in found.pipeline and "bits=4" in found.pipeline, found.ledger().notes
+
+
+def test_what_was_measured_of_a_module_is_known_again(model: Any) -> None:
+    compiled(model, irx.Budget(kl=0.05))
+    again = compiled(model, irx.Budget(kl=0.05)).ledger().notes
+    assert any("candidates were known from an earlier search" in note for note in again)
+    with torch.no_grad():
+        changed = copy.deepcopy(model)
+        next(changed.parameters()).mul_(1.01)
+    other = compiled(changed, irx.Budget(kl=0.05)).ledger().notes
+    assert not any("known from an earlier search" in note for note in other), "its weights are others"
 
 
 def test_a_budget_of_zero_gives_the_exact_program(model: Any) -> None:

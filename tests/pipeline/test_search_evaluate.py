@@ -126,7 +126,7 @@ def test_a_disturbed_time_is_taken_again() -> None:
 def test_times_that_cannot_be_measured_are_predicted() -> None:
     one = evaluator(clock=lambda made: "there is no such device here")
     assert one("").seconds == pytest.approx(floor_seconds(program(), context()))
-    assert one.remarks == [
+    assert one.remarks() == [
         "search: times are predicted from bytes and operations, not measured: there is no such device here"
     ]
 

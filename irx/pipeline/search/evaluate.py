@@ -55,7 +55,8 @@ class Evaluator:
     prompt: float = 0.0
     glances: Quality | None = None
     again: Again = lambda graphs: ()
-    remarks: list[str] = field(default_factory=list, init=False)
+    unmeasured: list[str] = field(default_factory=list, init=False)
+    """Why the time of a candidate was predicted."""
     made: dict[tuple[str, ...], _Made] = field(default_factory=dict, init=False)
     fused: dict[str, list[_Part]] = field(default_factory=dict, init=False)
     """What is timed of every candidate: small, as weights are no part of it."""
@@ -164,16 +165,27 @@ class Evaluator:
                 found = min(found, again, key=lambda one: one.seconds) if isinstance(again, Latency) else found
         if isinstance(found, Latency):
             return found
-        remark = f"search: times are predicted from bytes and operations, not measured: {found}"
-        self.remarks += [remark] if remark not in self.remarks else []
+        self.unmeasured.append(found)
         return Latency(self._correction * floor_seconds(fused, self.ctx), 0.0)
 
     @cached_property
     def _correction(self) -> float:
         """The measured time of the unchanged program over the predicted one; 1 where nothing is measured."""
-        fused = self._fused(main_graph(self.normalized))
-        found = self.clock(fused)
+        fused, found = self._unlossy
         return found.seconds / floor_seconds(fused, self.ctx) if isinstance(found, Latency) else 1.0
+
+    @cached_property
+    def _unlossy(self) -> tuple[Program, Latency | str]:
+        """The unchanged program, fused, and its time, or why that is not measured."""
+        fused = self._fused(main_graph(self.normalized))
+        return fused, self.clock(fused)
+
+    def remarks(self) -> list[str]:
+        """Why times are predicted, where they are, those of an earlier search included."""
+        found = self._unlossy[1]
+        reasons = [*([] if isinstance(found, Latency) else [found]), *self.unmeasured]
+        what = "search: times are predicted from bytes and operations, not measured"
+        return [f"{what}: {reason}" for reason in dict.fromkeys(reasons)]
 
     def _passes(self, text: str) -> tuple[Pass, ...]:
         return joined(self.base, text, self.index).passes

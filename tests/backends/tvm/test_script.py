@@ -73,22 +73,24 @@ def test_statements_mean_what_they_mean_to_tvm(body: str) -> None:
     assert equal(Kernel("some", PARAMETERS, body).source)
 
 
-@pytest.mark.parametrize("target", ["tvm:cpu", "tvm:cpu-avx2"])
-def test_kernels_of_a_model_mean_what_they_mean_to_tvm(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_of_a_model_mean_what_they_mean_to_tvm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shortest of every template: TVM's parser takes its time."""
     import irx
 
     seen: dict[str, str] = {}
 
     def noted(kernels: Iterable[Kernel], device: Device) -> tuple[dict[str, bytes], dict[str, str]]:
-        wanted = {kernel.symbol: kernel.source for kernel in kernels}
-        seen.update(wanted)
-        return {}, dict.fromkeys(wanted, "only its text was wanted")
+        wanted = sorted(kernels, key=lambda kernel: len(kernel.source), reverse=True)
+        seen.update({kernel.name: kernel.source for kernel in wanted})
+        return {}, {kernel.symbol: "only its text was wanted" for kernel in wanted}
 
     monkeypatch.setattr(backend, "try_kernels", noted)
     family = FAMILIES["llama"]
-    irx.compile(family.model(), family.inputs(2, 16), target=target, pipeline="default | quantize-weights{skip=none}")
-    assert len(seen) > 10
-    assert {symbol for symbol, source in seen.items() if not equal(source)} == set()
+    irx.compile(
+        family.model(), family.inputs(2, 16), target="tvm:cpu", pipeline="default | quantize-weights{skip=none}"
+    )
+    assert {"matvec", "gemm", "attention_split"} <= set(seen)
+    assert {name for name, source in seen.items() if not equal(source)} == set()
 
 
 @pytest.mark.parametrize(
