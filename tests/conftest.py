@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +12,10 @@ import pytest
 # Before anything imports torch or numpy: two workers with a pool of threads each would fight over two cores.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Many small models are captured, of which torch remembers more than it reads again, and few objects are garbage.
+os.environ.setdefault("TORCH_FAKE_TENSOR_DISPATCH_CACHE", "0")
+gc.set_threshold(20_000, 20, 50)
 
 
 @pytest.hookimpl(optionalhook=True)  # a machine that runs some tests need not have xdist
