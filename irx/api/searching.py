@@ -9,8 +9,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from irx.analysis.calibration import FORWARD
 from irx.analysis.data import Data
 from irx.api.measuring import context_of, held_out, judge_of, latencies, latency
@@ -94,7 +92,7 @@ def _digest(program: Program) -> str:
     """A hash of what a captured program computes, its weights included: half a second for half a gigabyte."""
     found = hashlib.sha256(print_program(program).encode())
     for weight in program.used_weights():
-        found.update(np.ascontiguousarray(program.weights.array(weight)).view(np.uint8))
+        found.update(program.weights.array(weight).tobytes())
     return found.hexdigest()
 
 
