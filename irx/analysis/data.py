@@ -74,6 +74,13 @@ class Data:
             found = tuple({name: array[:most] for name, array in batch.items()} for batch in found)
         return replace(self, held_out=found, digest=_digest(found, f"{self.digest} {share}"))
 
+    def first(self, tokens: int) -> Data:
+        """The same with the first of what is held out, of about `tokens`; itself where there are no more."""
+        found = self.held_out[: max(self._count(self.held_out, tokens), 1)]
+        if len(found) == len(self.held_out):
+            return self
+        return replace(self, held_out=found, digest=_digest(found, f"{self.digest} first {tokens}"))
+
     def _count(self, batches: Sequence[Inputs], tokens: int) -> int:
         """How many of the batches hold about so many tokens; of batches without ids half of them, but for a few."""
         if self.ids is None:

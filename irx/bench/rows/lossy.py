@@ -40,6 +40,7 @@ EXACT, EAGER = "IRX exact f32", "eager f32"
 FIRST_SECONDS, BEST_SECONDS = 180.0, 1200.0
 BUDGETS: dict[str, dict[str, Any]] = {"ppl_ratio at most 1.02": {"ppl_ratio": 1.02}, "kl at most 0.05": {"kl": 0.05}}
 COSINE = 0.99
+LETTERS, QUICK_LETTERS = 200_000, 60_000  # of the text, half of them to judge by
 TEXTS = 256  # of about 128 tokens, for the encoder
 
 
@@ -173,7 +174,7 @@ def _told(lab: Lab, limits: dict[str, Any]) -> str:
 
 
 def _texts(lab: Lab) -> list[str]:
-    return [text()[:60_000] if lab.quick else text()]
+    return [text()[: QUICK_LETTERS if lab.quick else LETTERS]]
 
 
 def _encoder(lab: Lab) -> Ready:
