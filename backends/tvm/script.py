@@ -168,6 +168,8 @@ def _words() -> Mapping[str, Callable[..., Any]]:
         if isinstance(value, IRBuilderFrame):  # it holds for all that follows
             value.add_callback(partial(value.__exit__, None, None, None))
             value.__enter__()
+        elif value is not None:
+            T.evaluate(value)
 
     def compared(value: Any) -> Any:
         return value if isinstance(value, tvm.ir.Expr | bool) else value.asobject()  # of `==` and `!=`

@@ -56,6 +56,7 @@ else:
     "frames": """\
 T.attr(0, "pragma_unroll_explicit", 1)
 T.evaluate(T.call_extern("int32", "prefetch", T.address_of(x[n])))
+T.call_extern("int32", "prefetch", T.address_of(x[tid]))
 y[0] = x[0]""",
 }
 
