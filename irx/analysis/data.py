@@ -11,7 +11,7 @@ inputs, is a batch of its own. Nothing is random: equal data give equal parts an
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -31,6 +31,7 @@ WINDOW = 256  # tokens that are predicted from each other
 MOST = 8192  # tokens of each part: more cost time and change no decision
 FEWEST = 8  # tokens of a window, below which a prediction says nothing of the model
 ROWS = 4  # windows that run together: their logits are what takes the memory
+DECODED_ROWS = 8  # of them in decoding, where a step takes hardly longer for many rows
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Data:
     causal: bool = False
     bytes_per_token: float | None = None
     digest: str = ""
+    most_rows: int = 0
+    """That a session takes; 0 where the batches are to stay as they are."""
 
     def sample(self, tokens: int, fitted: int) -> Data:
         """A part of the calibration data in the place of what is held out, and another one to calibrate with.
@@ -60,6 +63,17 @@ class Data:
         others = others[: self._count(others, fitted)]
         facts = f"{self.digest} {tokens} {fitted}"
         return replace(self, calibration=others, held_out=judged, digest=_digest([*others, {}, *judged], facts))
+
+    def decoded(self) -> Iterator[Inputs]:
+        """What is held out with more rows in a batch, as many as a session takes."""
+        name, stack = str(self.ids), list[Inputs]()
+        for batch in self.held_out:
+            rows = sum(len(one[name]) for one in (*stack, batch))
+            if stack and (rows > self.most_rows or np.shape(stack[0][name])[1:] != np.shape(batch[name])[1:]):
+                yield {name: np.concatenate([one[name] for one in stack])}
+                stack = []
+            stack.append(batch)
+        yield {name: np.concatenate([one[name] for one in stack])}
 
     def few(self, share: int, graph: Graph) -> Data:
         """The same with one in `share` of what is held out: batches, or rows of one where there are fewer batches.
@@ -146,7 +160,7 @@ class _Forward:
         ends = tuple(meta.get("eos") or ())[:1] if causal else ()
         vocabulary = meta.get("vocab")
         mask = _by_role(program, "mask")
-        return _Forward(graph, ids, mask, causal, longest or WINDOW, vocabulary, ends, min(batch or ROWS, ROWS))
+        return _Forward(graph, ids, mask, causal, longest or WINDOW, vocabulary, ends, batch or DECODED_ROWS)
 
     def check(self, rows: Sequence[Array]) -> None:
         """Raises BadData for ids that the model has no embedding for."""
@@ -173,7 +187,7 @@ class _Forward:
     def batches(self, windows: Sequence[Array]) -> list[Inputs]:
         """Windows stacked, a few at a time."""
         assert self.ids is not None
-        rows, fixed = self.most_rows, self.ids.shape[0]
+        rows, fixed = min(self.most_rows, ROWS), self.ids.shape[0]
         if isinstance(fixed, int):
             rows, windows = fixed, windows[: len(windows) // fixed * fixed]
         return [self.of_ids(np.stack(windows[i : i + rows])) for i in range(0, len(windows), rows)]
@@ -203,7 +217,8 @@ class _Forward:
             raise BadData("data are too few for two parts", fix="give twice as many or more")
         ids, mask = (value.name if value is not None else None for value in (self.ids, self.mask))
         digest = _digest(chain(calibration, [{}], held_out), f"{ids} {mask} {self.causal} {size}")
-        return Data(tuple(calibration), tuple(held_out), ids, mask, self.causal, size, digest)
+        most = min(self.most_rows, DECODED_ROWS)
+        return Data(tuple(calibration), tuple(held_out), ids, mask, self.causal, size, digest, most)
 
 
 def _items(data: Any) -> list[Any]:

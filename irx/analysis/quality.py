@@ -168,7 +168,7 @@ class HeldOut:
     ) -> Iterator[tuple[Sequence[Any], Iterator[Any]]]:
         """What the original and the program give for every batch; the original runs only where nothing was kept."""
         old: Callable[[Inputs], Array] | None = None
-        for i, batch in enumerate(self.data.held_out):
+        for i, batch in enumerate(self.data.decoded() if decoding else self.data.held_out):
             found = self.kept.get((decoding, i))
             if found is None:
                 old = old or self._runner(self.original)

@@ -30,8 +30,8 @@ graph @forward(%ids: i64[B, S], %mask: i64[B, S]) -> (states: f32[B, S, 4]) {
 """
 
 
-def language(longest: int = 512) -> Program:
-    program = irx.parse(f"size B in [1, 4]\nsize S in [1, {longest}]\n{LANGUAGE}")
+def language(longest: int = 512, rows: int = 4) -> Program:
+    program = irx.parse(f"size B in [1, {rows}]\nsize S in [1, {longest}]\n{LANGUAGE}")
     program.meta |= {"causal": True, "vocab": 50, "eos": [7]}
     return program
 
@@ -94,6 +94,15 @@ def test_each_text_of_an_encoder_is_a_batch() -> None:
     assert not found.causal
     assert [batch["ids"].tolist() for batch in found.held_out] == [[[49, 0, 1]], [[49, 0, 1, 2, 3]]]
     assert found.calibration[0]["mask"].tolist() == [[1, 1, 1, 1]]
+
+
+def test_decoding_sees_the_same_with_more_rows_at_once() -> None:
+    found = split([np.arange(20 * 256) % 50], language(rows=16))
+    assert [batch["ids"].shape for batch in found.held_out] == [(4, 256), (4, 256), (2, 256)]
+    assert [batch["ids"].shape for batch in found.decoded()] == [(8, 256), (2, 256)]
+    assert np.array_equal(tokens(found.decoded()), tokens(found.held_out))
+    few = split([np.arange(20 * 256) % 50], language(rows=4))
+    assert [batch["ids"].shape for batch in few.decoded()] == [(4, 256), (4, 256), (2, 256)], "no session takes more"
 
 
 def test_a_first_look_sees_a_part_of_what_is_held_out() -> None:

@@ -40,7 +40,7 @@ EXACT, EAGER = "IRX exact f32", "eager f32"
 FIRST_SECONDS, BEST_SECONDS = 180.0, 1200.0
 BUDGETS: dict[str, dict[str, Any]] = {"ppl_ratio at most 1.02": {"ppl_ratio": 1.02}, "kl at most 0.05": {"kl": 0.05}}
 COSINE = 0.99
-LETTERS, QUICK_LETTERS = 200_000, 60_000  # of the text, half of them to judge by
+LETTERS, QUICK_LETTERS = 120_000, 60_000  # of the text, half of them to judge by
 TEXTS = 256  # of about 128 tokens, for the encoder
 
 
