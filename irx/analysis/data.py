@@ -88,13 +88,6 @@ class Data:
             found = tuple({name: array[:most] for name, array in batch.items()} for batch in found)
         return replace(self, held_out=found, digest=_digest(found, f"{self.digest} {share}"))
 
-    def first(self, tokens: int) -> Data:
-        """The same with the first of what is held out, of about `tokens`; itself where there are no more."""
-        found = self.held_out[: max(self._count(self.held_out, tokens), 1)]
-        if len(found) == len(self.held_out):
-            return self
-        return replace(self, held_out=found, digest=_digest(found, f"{self.digest} first {tokens}"))
-
     def _count(self, batches: Sequence[Inputs], tokens: int) -> int:
         """How many of the batches hold about so many tokens; of batches without ids half of them, but for a few."""
         if self.ids is None:
@@ -160,7 +153,9 @@ class _Forward:
         ends = tuple(meta.get("eos") or ())[:1] if causal else ()
         vocabulary = meta.get("vocab")
         mask = _by_role(program, "mask")
-        return _Forward(graph, ids, mask, causal, longest or WINDOW, vocabulary, ends, batch or DECODED_ROWS)
+        return _Forward(
+            graph, ids, mask, causal, longest or WINDOW, vocabulary, ends, min(batch or DECODED_ROWS, DECODED_ROWS)
+        )
 
     def check(self, rows: Sequence[Array]) -> None:
         """Raises BadData for ids that the model has no embedding for."""
@@ -217,8 +212,7 @@ class _Forward:
             raise BadData("data are too few for two parts", fix="give twice as many or more")
         ids, mask = (value.name if value is not None else None for value in (self.ids, self.mask))
         digest = _digest(chain(calibration, [{}], held_out), f"{ids} {mask} {self.causal} {size}")
-        most = min(self.most_rows, DECODED_ROWS)
-        return Data(tuple(calibration), tuple(held_out), ids, mask, self.causal, size, digest, most)
+        return Data(tuple(calibration), tuple(held_out), ids, mask, self.causal, size, digest, self.most_rows)
 
 
 def _items(data: Any) -> list[Any]:

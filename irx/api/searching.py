@@ -36,7 +36,6 @@ from irx.pipeline.search import (
 from irx.target import Target
 
 SEARCHED_TOKENS = 1024  # of the calibration data, on which candidates are judged; held-out data decide on all tokens
-CONFIRMED_TOKENS = 8192  # of the held-out data, that a candidate sees before it is compiled, where all of them decide
 GLANCED = 4  # one in so many of these is what a first look sees
 FITTED_TOKENS = 2048  # of the others, which the passes of candidates look at; those of the chosen one look at all
 
@@ -77,11 +76,9 @@ def search_passes(
     held = held_out(program, goal, data)
     options: dict[str, Any] = {"strict": strict, "digest": digest, "budget": budget, "data": data, "held": held}
     options["context"] = context
-    fewer = data.first(CONFIRMED_TOKENS)
-    looked_at = held if fewer is data else held_out(program, goal, fewer)
 
     def confirm(text: str) -> Mapping[str, float]:
-        return judge_of(looked_at, budget).measure(*evaluator.made_of(text))
+        return judge_of(held, budget).measure(*evaluator.made_of(text))
 
     def made_with(text: str) -> tuple[Program, Ledger]:
         return optimize(program, goal, str(joined(pipeline, text, passes())), **options)
@@ -92,7 +89,7 @@ def search_passes(
 
 
 def _digest(program: Program) -> str:
-    """A hash of what a captured program computes, its weights included: half a second for half a gigabyte."""
+    """A hash of what a captured program computes, its weights included: about a second for half a gigabyte."""
     found = hashlib.sha256(print_program(program).encode())
     for weight in program.used_weights():
         found.update(program.weights.array(weight).tobytes())
