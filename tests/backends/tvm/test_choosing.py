@@ -130,7 +130,8 @@ def test_wrong_columns_are_found(fault: str, monkeypatch: pytest.MonkeyPatch) ->
     def spoil(call: Call, body: Graph) -> Call:
         kernel = cast(Kernel, call.kernel)
         last = kernel.name == "choose"
-        return replace(call, kernel=replace(kernel, body=f"{kernel.body}{fault}\n")) if last else call
+        spoilt = f"{kernel.body}if tid == 0:\n    {fault}\n" if fault else kernel.body  # by the thread that has row 0
+        return replace(call, kernel=replace(kernel, body=spoilt)) if last else call
 
     monkeypatch.setattr(steps, "RULES", planted(spoil, "topk"))
     program = parse_text(TEXT)
