@@ -133,8 +133,10 @@ class AttentionKernel:
         head = f"(({g}) * {self.batch} + {b})" if f.prefix else f"(({b}) * {f.groups} + {g})"
         return whole(self.w, f"({head} * {self.length} + {first}) * {f.shared}")
 
-    def places(self, b: str, g: str, q_row: str, sums: Sums, scratch: str, tile: str, end: str, count: str) -> Places:
-        """Where a tile's rows are."""
+    def places(
+        self, b: str, g: str, q_row: str, sums: Sums, scratch: str, tile: str, end: str, count: str, ahead: str = ""
+    ) -> Places:
+        """Where a tile's rows are; `ahead` as in `Places`."""
         f, w = self.f, self.w
         k, v, scales = self._first_slot(b, g, tile)
         return Places(
@@ -148,6 +150,16 @@ class AttentionKernel:
             first=tile,
             end=end,
             count=count,
+            ahead=ahead or str(KEYS),
+        )
+
+    def ahead(self, tile: str, first: str, end: str) -> str:
+        """Slots from a tile to the next one that the thread meets, of tiles [first, end) of a head."""
+        if self.x.pages is not None:
+            return str(KEYS)
+        is_last = f"{tile} + {KEYS} >= ({end}) * {KEYS}"
+        return whole(
+            self.w, f"T.if_then_else({is_last}, {self.capacity} + ({first}) * {KEYS} - {tile}, T.int64({KEYS}))"
         )
 
     def _first_slot(self, b: str, g: str, tile: str) -> tuple[str, str, str]:

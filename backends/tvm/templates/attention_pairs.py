@@ -97,7 +97,7 @@ class PairedKernel(TailedKernel):
         with w.block(f"for d in T.serial({f.steps}):"), w.block(f"for j in T.unroll({blocks}):"):
             index = f"{start} + (j * {f.steps} + d) * {BLOCK}"
             if f.fetches:
-                w(prefetch("k", f"{index} + {KEYS * f.steps}"))
+                w(prefetch("k", f"{index} + {a.ahead} * {f.steps}"))
             for number, keys in enumerate(self._pairs(at("k", index))):
                 copy = [sums, *more][number % (1 + len(more))]
                 for i, total in enumerate(copy):
@@ -163,15 +163,16 @@ class PairedKernel(TailedKernel):
             line = whole(w, f"{a.v} + {a.first} * {f.v_elements} + {first * BLOCK // store.halves}")
             with w.block(f"for t in T.serial(({limit} + {TOKENS - 1}) // {TOKENS}):"):
                 for c in range(width // store.halves):
-                    self._add_quads(sums, f"{line} + t * {TOKENS * f.v_elements} + {c * BLOCK}", first, c, count)
+                    place = f"{line} + t * {TOKENS * f.v_elements} + {c * BLOCK}"
+                    self._add_quads(sums, place, first, c, count, a.ahead)
             self._keep(a, sums, first, width)
 
-    def _add_quads(self, sums: list[str], place: str, first: int, c: int, groups: int) -> None:
+    def _add_quads(self, sums: list[str], place: str, first: int, c: int, groups: int, ahead: str) -> None:
         """One vector of the codes of four tokens, from token 4 `t` of the tile on."""
         f, w, store = self.f, self.w, self.store
         lines = [f"{place} + {n * f.v_elements}" for n in range(TOKENS)]
         for n in range(0, TOKENS if f.fetches and c % store.per_line == 0 else 0, max(1, 64 // f.v_elements)):
-            w(prefetch("v", f"{lines[n]} + {KEYS * f.v_elements}"))
+            w(prefetch("v", f"{lines[n]} + {ahead} * {f.v_elements}"))
         quads = f'T.call_pure_extern("int32x16", "irx_quads", {", ".join(at("v", line) for line in lines)})'
         for number, lanes in enumerate(self._pairs(quads)):
             vector, pair = c * store.halves + number // 2, number % 2

@@ -74,7 +74,7 @@ def _split(f: Form, x: Sources, left: dict[str, Temporary]) -> Call:
         with w.block(f"if {from_tile} < {to_tile}:"):
             row = whole(w, f"{mine} + (b * {f.groups} + g) * {room}")
             span = (f"{head.start} + {from_tile}", f"{head.start} + {to_tile}")
-            _segment(kernel, row, count, scratch, span, head.latest, head.least, head.most)
+            _segment(kernel, row, count, scratch, span, head)
     return kernel.arguments.call("attention_split", w, f"attention to {f.store.name} keys, split", llvm=functions(f))
 
 
@@ -133,24 +133,16 @@ def _heads(kernel: AttentionKernel) -> Iterator[_Head]:
             w(f"{done} = {done} + {tiles}")
 
 
-def _segment(
-    kernel: AttentionKernel,
-    row: str,
-    count: str,
-    scratch: str,
-    span: tuple[str, str],
-    latest: str,
-    least: str,
-    most: str,
-) -> None:
+def _segment(kernel: AttentionKernel, row: str, count: str, scratch: str, span: tuple[str, str], head: _Head) -> None:
     """The tiles of one head that fall to this thread."""
     w, f = kernel.w, kernel.f
     sums = Sums(whole(w, f"{row} * {f.v_width}"), row, whole(w, f"{row} * {BLOCK}"))
     q_row = kernel.query_row("b", "g", "T.int64(0)")
     begin(w, f, sums, count)
     with kernel.tiles(*span) as tile:
-        a = kernel.places("b", "g", q_row, sums, scratch, tile, most, count)
-        unmasked = f"{tile} >= {latest} and {tile} + {KEYS} <= {least}"
+        ahead = kernel.ahead(tile, head.start, span[1])
+        a = kernel.places("b", "g", q_row, sums, scratch, tile, head.most, count, ahead)
+        unmasked = f"{tile} >= {head.latest} and {tile} + {KEYS} <= {head.least}"
         kernel.fold(a, "b", "g", "T.int64(0)", unmasked)
 
 

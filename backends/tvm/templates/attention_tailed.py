@@ -88,7 +88,7 @@ class TailedKernel(AttentionKernel):
             index = f"{start} + (j * {f.steps} + d) * {BLOCK}"
             words = w.register(at("k", index), dtype="int32")
             if f.fetches:
-                w(prefetch("k", f"{index} + {KEYS * f.steps}"))
+                w(prefetch("k", f"{index} + {a.ahead} * {f.steps}"))
             for number, text in enumerate(store.lanes(words)):
                 lanes = w.register(text)
                 for i, total in enumerate(sums):
@@ -156,14 +156,14 @@ class TailedKernel(AttentionKernel):
             line = whole(w, f"{a.v} + {a.first} * {f.v_elements} + {first * BLOCK // store.halves}")
             with w.block(f"for t in T.serial({limit}):"):
                 for c in range(width // store.halves):
-                    self._add_codes(sums, f"{line} + t * {f.v_elements} + {c * BLOCK}", first, c, count)
+                    self._add_codes(sums, f"{line} + t * {f.v_elements} + {c * BLOCK}", first, c, count, a.ahead)
             self._keep(a, sums, first, width)
 
-    def _add_codes(self, sums: list[str], place: str, first: int, c: int, groups: int) -> None:
+    def _add_codes(self, sums: list[str], place: str, first: int, c: int, groups: int, ahead: str) -> None:
         """One vector of codes of token `t`: `halves` vectors of channels."""
         f, w, store = self.f, self.w, self.store
         if f.fetches and c % store.per_line == 0:
-            w(prefetch("v", f"{place} + {KEYS * f.v_elements}"))
+            w(prefetch("v", f"{place} + {ahead} * {f.v_elements}"))
         found = w.register(at("v", place), dtype="uint8")
         for half, text in enumerate(store.values(found)):
             number = c * store.halves + half

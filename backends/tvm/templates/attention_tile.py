@@ -7,7 +7,7 @@ Gimelshein 2018, arXiv:1805.02867; tiles: Dao et al. 2022, arXiv:2205.14135).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from irx.backends.tvm import vector_math
 from irx.backends.tvm.arguments import whole
@@ -47,6 +47,8 @@ class Places:
     count: str
     source: str = ""
     """What stands before the names of the arrays of keys and values."""
+    ahead: str = str(KEYS)
+    """Slots between the tile and the one whose keys and values are asked for meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -65,16 +67,31 @@ class RowTexts:
 
 
 def scores(w: Writer, f: Form, a: Places) -> None:
-    """s[row, key] = q k, for all rows and the 64 keys, padded to whole chunks of rows."""
+    """s[row, key] = q k, for all rows and the 64 keys, padded to whole chunks of rows.
+
+    Of a tile that is not full, a kernel that fetches reads only the blocks that hold keys.
+    """
     chunks = f"({a.count} + {f.rows - 1}) // {f.rows}"
     with w.block(f"for chunk in T.serial({chunks}):"):
         row = whole(w, f"{a.q} + chunk * {f.rows * f.q_width}")
         out = whole(w, f"{a.s} + chunk * {f.rows * KEYS}")
-        for part in range(0, KEYS // BLOCK, f.blocks):
-            _scores(w, f, a, row, out, part)
+        if not f.fetches:
+            _all_scores(w, f, a, row, out)
+            return
+        used = whole(w, f"{a.end} - {a.first}")
+        with w.block(f"if {used} > {KEYS - BLOCK}:"):
+            _all_scores(w, f, a, row, out)
+        blocks = f"for block in T.serial(({used} + {BLOCK - 1}) // {BLOCK}):"
+        with w.block(f"if {used} <= {KEYS - BLOCK}:"), w.block(blocks):
+            _scores(w, replace(f, blocks=1), a, row, out, "block")
 
 
-def _scores(w: Writer, f: Form, a: Places, row: str, out: str, part: int) -> None:
+def _all_scores(w: Writer, f: Form, a: Places, row: str, out: str) -> None:
+    for part in range(0, KEYS // BLOCK, f.blocks):
+        _scores(w, f, a, row, out, part)
+
+
+def _scores(w: Writer, f: Form, a: Places, row: str, out: str, part: int | str) -> None:
     """Rows against `f.blocks` blocks of keys. Sums are one small buffer a row, which LLVM keeps in registers."""
     dtype, lanes = ("int32" if f.dot == "vnni" else "float32"), f.blocks * BLOCK
     planes = 2 if f.dot == "vnni" else 1
@@ -88,7 +105,7 @@ def _scores(w: Writer, f: Form, a: Places, row: str, out: str, part: int) -> Non
         place = f"{start} + (j * {f.steps} + d) * {BLOCK}"
         keys = w.register(at(f"{a.source}k", place), dtype=f.store.word)
         if f.fetches:
-            w(prefetch(f"{a.source}k", f"{place} + {KEYS * f.steps}"))
+            w(prefetch(f"{a.source}k", f"{place} + {a.ahead} * {f.steps}"))
         parts = _parts(w, f, keys)
         for (i, plane), total in sums.items():
             _multiply(w, f, at(total, f"j * {BLOCK}"), parts, f"{row} + {i * f.q_width}", plane)
@@ -97,7 +114,7 @@ def _scores(w: Writer, f: Form, a: Places, row: str, out: str, part: int) -> Non
             value = at(sums[i, 0], f"j * {BLOCK}")
             if f.dot == "vnni":
                 value = _joined(f, value, at(sums[i, 1], f"j * {BLOCK}"), f"{row} + {i * f.q_width + f.q_sum}")
-            w(f"{at('s', f'{out} + {i * KEYS + part * BLOCK} + j * {BLOCK}')} = {value}")
+            w(f"{at('s', f'{out} + {i * KEYS} + ({part} + j) * {BLOCK}')} = {value}")
 
 
 def _parts(w: Writer, f: Form, keys: str) -> list[str]:
@@ -259,7 +276,7 @@ def _values(w: Writer, f: Form, a: Places, first: int, count: int) -> None:
     vectors = count // store.halves
     with w.block(f"for t in T.serial(({used} + {store.tokens - 1}) // {store.tokens}):"):
         for c in range(0, vectors if f.fetches else 0, store.per_line):
-            w(prefetch(f"{a.source}v", f"{line} + t * {f.v_elements} + {c * 16 + KEYS // store.tokens * f.v_elements}"))
+            w(prefetch(f"{a.source}v", f"{line} + (t + {a.ahead} // {store.tokens}) * {f.v_elements} + {c * 16}"))
         with w.block(f"for c in T.unroll({vectors}):"):
             found = w.register(at(f"{a.source}v", f"{line} + t * {f.v_elements} + c * 16"), dtype=store.value)
             lanes = [found] if f.dot == "dpbf16" else [w.register(part) for part in store.values(found)]

@@ -11,7 +11,7 @@ Behind the norm and the rounding of the region x is written as words of 32 bits,
 from __future__ import annotations
 
 from irx.backends.tvm.templates.gemm_shape import WORD, Shape
-from irx.backends.tvm.templates.instructions import reduced
+from irx.backends.tvm.templates.instructions import largest_of, reduced
 from irx.backends.tvm.templates.matvec_input import RowValues, magnitude, rounded, scale_of
 from irx.backends.tvm.writer import LANES, Writer, at, bf16_bits, constant, splat, typed
 
@@ -82,7 +82,7 @@ def _coded(w: Writer, shape: Shape, values: RowValues, start: str) -> None:
         with w.block(f"for i in T.serial({shape.x_group // lanes}):"):
             value = values.at(f"{first} + i * {lanes}", lanes)
             w(f"{largest} = T.max({largest}, {magnitude(value, lanes)})")
-        most = reduced(largest, "fmax") if lanes > 1 else largest
+        most = largest_of(largest) if lanes > 1 else largest
         scale, inverse = scale_of(w, most, LARGEST_CODE.get(shape.way, 127))
         if shape.has_scales:
             w(f"scales[row * {groups} + g] = {scale}")

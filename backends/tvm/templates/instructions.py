@@ -115,7 +115,7 @@ def dot_bytes(total: str, unsigned: str, signed: str) -> str:
 
 
 def reduced(value: str, operation: str, dtype: str = "float32") -> str:
-    """All 16 lanes as one: `fmax` or `add`, and `fadd` in lane order."""
+    """All 16 lanes as one: `fmin`, `fmax`, `smax` or `add`, and `fadd` in lane order."""
     start = "T.float32(0), " if operation == "fadd" else ""
     return f'T.call_llvm_pure_intrin("{dtype}", "llvm.vector.reduce.{operation}", {start}{value})'
 
@@ -123,6 +123,15 @@ def reduced(value: str, operation: str, dtype: str = "float32") -> str:
 def summed(value: str) -> str:
     """The sum of all 16 lanes, in any order: a tree of additions, where lane after lane would wait for each other."""
     return f'T.call_pure_extern("float32", "irx_sum", {value})'
+
+
+def largest_of(magnitudes: str) -> str:
+    """The largest of 16 floats that are not negative, nan where there is one: as integers their order is the same.
+
+    LLVM's own maximum of floats passes over nan, which takes lane after lane.
+    """
+    bits = reduced(f'T.reinterpret("int32x16", {magnitudes})', "smax", "int32")
+    return f'T.reinterpret("float32", {bits})'
 
 
 def highest(value: str) -> str:

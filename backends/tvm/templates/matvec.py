@@ -12,7 +12,7 @@ from irx.backends.regions.lowered import Call, Choices, Temporary
 from irx.backends.tvm.kernel import Kernel, Pointer, Size
 from irx.backends.tvm.layouts.tiles import Tiles
 from irx.backends.tvm.templates.choosing import emit_start
-from irx.backends.tvm.templates.instructions import CROSSED, PAIRS, PREFETCH, needed_for_halves
+from irx.backends.tvm.templates.instructions import CROSSED, PAIRS, PREFETCH, SUM, needed_for_halves
 from irx.backends.tvm.templates.linear_operands import (
     call,
     emit_columns,
@@ -86,7 +86,7 @@ def prepare_kernel(shape: Shape) -> Kernel:
         base = w.let(f"row * {shape.row_places['end']}")
         emit_row_input(w, shape, "row", base)
     parameters = (Size("rows"), *input_parameters(shape.region), Pointer("scratch", "uint8"))
-    llvm = CROSSED if shape.way == "halves" else ""
+    llvm = SUM + (CROSSED if shape.way == "halves" else "")
     return Kernel("matvec_input", parameters, w.text(), llvm, note=f"rows of x for {_title(shape)}")
 
 
@@ -118,7 +118,7 @@ def matvec_kernel(shape: Shape, prepares: bool) -> Kernel:
 
 def _llvm(shape: Shape) -> str:
     """What the products import."""
-    imported = PREFETCH if shape.prefetch else ""
+    imported = SUM + (PREFETCH if shape.prefetch else "")
     if shape.way in ("pairs", "halves"):
         imported += PAIRS
     if shape.way == "halves":

@@ -8,7 +8,7 @@ minimum (int32 `-zero * sum of codes` with planes of zero-based codes, else the 
 from __future__ import annotations
 
 from irx.backends.regions.linear_region import LinearRegion
-from irx.backends.tvm.templates.instructions import crossed, reduced
+from irx.backends.tvm.templates.instructions import crossed, largest_of, reduced, summed
 from irx.backends.tvm.templates.matvec_shape import Shape
 from irx.backends.tvm.writer import LANES, Writer, at, bf16_bits, constant, splat, typed
 from irx.ops.precision import SMALLEST
@@ -129,7 +129,7 @@ def _floats(w: Writer, shape: Shape, values: RowValues, base: str) -> None:
             total = w.register(constant(0.0))
             with w.block(f"for i in T.serial({group // LANES}):"):
                 w(f"{total} = {total} + {at('sf', f'{start} + g * {group} + i * {LANES}')}")
-            w(f"sf[{sums} + g] = {reduced(total, 'fadd')}")
+            w(f"sf[{sums} + g] = {summed(total)}")
 
 
 def _halves(w: Writer, shape: Shape, values: RowValues, base: str) -> None:
@@ -146,7 +146,7 @@ def _halves(w: Writer, shape: Shape, values: RowValues, base: str) -> None:
                 w(f"{total} = {total} + {value}")
             w.store("sh", f"{start} + {column}", "bf16", crossed(value))
         if sums:
-            w(f"sf[{sums} + g] = {reduced(total, 'fadd')}")
+            w(f"sf[{sums} + g] = {summed(total)}")
 
 
 def _round_in_place(w: Writer, shape: Shape, start: str) -> None:
@@ -158,7 +158,7 @@ def _round_in_place(w: Writer, shape: Shape, start: str) -> None:
         place = f"{start} + g * {group} + i * {lanes}"
         with w.block(f"for i in T.serial({group // lanes}):"):
             w(f"{largest} = T.max({largest}, {magnitude(at('sf', place, lanes), lanes)})")
-        scale, inverse = scale_of(w, reduced(largest, "fmax") if lanes > 1 else largest, 127)
+        scale, inverse = scale_of(w, largest_of(largest) if lanes > 1 else largest, 127)
         with w.block(f"for i in T.serial({group // lanes}):"):
             codes = rounded(f"{at('sf', place, lanes)} * {splat(inverse, lanes)}", lanes)
             w(f"{at('sf', place, lanes)} = {codes} * {splat(scale, lanes)}")
@@ -175,7 +175,7 @@ def _planes(w: Writer, shape: Shape, values: RowValues, base: str) -> None:
         largest = w.register(magnitude(pieces[0], LANES))
         for piece in pieces[1:]:
             w(f"{largest} = T.max({largest}, {magnitude(piece, LANES)})")
-        scale, inverse = scale_of(w, reduced(largest, "fmax"), codes)
+        scale, inverse = scale_of(w, largest_of(largest), codes)
         w(f"sf[{scales} + g] = {scale}")
         for first in range(0, group, step):
             total = w.register(splat("T.int32(0)"), dtype="int32")
