@@ -26,7 +26,8 @@ from irx.runtime.arena import WEIGHTS
 INTEGER, ADDRESS = 1, 4  # how TVM's calling convention tags an i64 and a raw pointer
 MOST_ARGUMENTS = 96
 ENTRY = np.dtype([("function", "u8"), ("arguments", "u8"), ("count", "i4"), ("barrier", "i4")])
-FRAME_BYTES = 192
+FRAME_BYTES = 64
+FLAG_BYTES = 1024  # of one thread: a cache line for each round of a barrier
 ERROR = "TVMFFIErrorSetRaisedFromCStrParts"  # what kernels call for arguments that they do not take
 ALONE = """
 define internal void @GOMP_parallel(ptr %body, ptr %data, i32 %n, i32 %flags) {
@@ -79,6 +80,7 @@ class Table:
         words = self._frame.view(np.int64)
         words[0], words[1] = self._entries.ctypes.data, len(entries)
         self._threads = self._frame.view(np.int32)[4:5]
+        self._flags = WEIGHTS.zeros(0)
         self._address = self._frame.ctypes.data
         self._run = runner().run
 
@@ -96,10 +98,17 @@ class Table:
 
     def run(self, threads: int) -> None:
         """Run all calls. Raises KernelFailed where one reports an error."""
+        if threads * FLAG_BYTES > len(self._flags):
+            self._make_flags(threads)
         self._threads[0] = threads
         code = self._run(self._address)
         if code:
             raise KernelFailed(f"kernel {code - 1} of the step failed", fix="report this as a bug of the compiler")
+
+    def _make_flags(self, threads: int) -> None:
+        """What threads tell each other through at barriers; all of it is below the number of the next one."""
+        self._flags = WEIGHTS.zeros(threads * FLAG_BYTES)
+        self._frame.view(np.int64)[4] = self._flags.ctypes.data
 
     def stamped(self, threads: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Run, and give the cycle counter before the first call and after each: i64 [calls + 1]."""

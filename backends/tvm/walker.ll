@@ -1,7 +1,8 @@
 ; Runs a table of kernels on a team of threads: one parallel region for the whole table, a barrier after each kernel.
 ;
 ; frame:  0 ptr table, 8 i64 entries, 16 i32 threads wanted, 20 i32 error (0: none, else 1 + index of the entry),
-;        24 ptr stamps (i64 per entry, or null), 64 i32 arrived, 128 i32 generation            (three cache lines)
+;        24 ptr stamps (i64 per entry, or null), 32 ptr flags, 40 i64 barriers so far
+; flags:  of each thread 16 cache lines, one for each round of a barrier
 ; entry:  0 ptr function, 8 ptr arguments, 16 i32 count, 20 i32 barrier after it               (24 bytes)
 ; argument: TVMFFIAny, 16 bytes: i32 type (1 int, 4 pointer), i32 zero, i64 value; the first two are tid and nt.
 
@@ -16,24 +17,31 @@ define i32 @TVMFFIErrorSetRaisedFromCStrParts(ptr %kind, ptr %parts, i32 %n) {
   ret i32 0
 }
 
-define internal void @barrier(ptr %frame, i32 %n) {
+; Every thread tells the one 1, 2, 4, ... places on and waits for the one as far behind it (a dissemination barrier: Hensel,
+; Finkel and Manber 1988). A flag is a line of its own that one thread writes and one reads, and its number only grows.
+define internal void @barrier(ptr %flags, i64 %me, i64 %n, i64 %epoch) {
 entry:
-  %arrived = getelementptr i8, ptr %frame, i64 64
-  %generation = getelementptr i8, ptr %frame, i64 128
-  %g = load atomic i32, ptr %generation acquire, align 4
-  %old = atomicrmw add ptr %arrived, i32 1 acq_rel
-  %last = sub i32 %n, 1
-  %is.last = icmp eq i32 %old, %last
-  br i1 %is.last, label %release, label %spin
-release:
-  store atomic i32 0, ptr %arrived release, align 4
-  %next = atomicrmw add ptr %generation, i32 1 acq_rel
-  ret void
+  %own.row = mul i64 %me, 1024
+  br label %round
+round:
+  %distance = phi i64 [ 1, %entry ], [ %distance.next, %met ]
+  %place = phi i64 [ 0, %entry ], [ %place.next, %met ]
+  %sum = add i64 %me, %distance
+  %over = icmp uge i64 %sum, %n
+  %less = sub i64 %sum, %n
+  %other = select i1 %over, i64 %less, i64 %sum
+  %other.row = mul i64 %other, 1024
+  %other.offset = add i64 %other.row, %place
+  %other.flag = getelementptr i8, ptr %flags, i64 %other.offset
+  store atomic i64 %epoch, ptr %other.flag release, align 8
+  %own.offset = add i64 %own.row, %place
+  %own.flag = getelementptr i8, ptr %flags, i64 %own.offset
+  br label %spin
 spin:
-  %i = phi i32 [ 0, %entry ], [ %i.next, %again ]
-  %g.now = load atomic i32, ptr %generation acquire, align 4
-  %same = icmp eq i32 %g.now, %g
-  br i1 %same, label %wait, label %done
+  %i = phi i32 [ 0, %round ], [ %i.next, %again ]
+  %seen = load atomic i64, ptr %own.flag acquire, align 8
+  %early = icmp slt i64 %seen, %epoch
+  br i1 %early, label %wait, label %met
 wait:
   call void asm sideeffect "pause", ""()
   %i.next = add i32 %i, 1
@@ -44,6 +52,11 @@ yield:
   br label %again
 again:
   br label %spin
+met:
+  %distance.next = shl i64 %distance, 1
+  %place.next = add i64 %place, 64
+  %more = icmp ult i64 %distance.next, %n
+  br i1 %more, label %round, label %done
 done:
   ret void
 }
@@ -66,11 +79,16 @@ entry:
   %stamps = load ptr, ptr %stamps.at
   %stamped = icmp ne ptr %stamps, null
   %stamping = and i1 %stamped, %is.first
+  %flags.at = getelementptr i8, ptr %frame, i64 32
+  %flags = load ptr, ptr %flags.at
+  %epoch.at = getelementptr i8, ptr %frame, i64 40
+  %epoch.start = load i64, ptr %epoch.at
   %several = icmp sgt i32 %nt, 1
   %any = icmp sgt i64 %count, 0
   br i1 %any, label %loop, label %out
 loop:
   %i = phi i64 [ 0, %entry ], [ %i.next, %continue ]
+  %epoch = phi i64 [ %epoch.start, %entry ], [ %epoch.now, %continue ]
   %offset = mul i64 %i, 24
   %item = getelementptr i8, ptr %table, i64 %offset
   %function = load ptr, ptr %item
@@ -100,9 +118,11 @@ after:
   %wait = and i1 %barred, %several
   br i1 %wait, label %hold, label %stamp.maybe
 hold:
-  call void @barrier(ptr %frame, i32 %nt)
+  %epoch.next = add i64 %epoch, 1
+  call void @barrier(ptr %flags, i64 %tid.wide, i64 %nt.wide, i64 %epoch.next)
   br label %stamp.maybe
 stamp.maybe:
+  %epoch.now = phi i64 [ %epoch, %after ], [ %epoch.next, %hold ]
   br i1 %stamping, label %stamp, label %continue
 stamp:
   %now = call i64 @llvm.readcyclecounter()
@@ -112,7 +132,12 @@ stamp:
 continue:
   %i.next = add i64 %i, 1
   %more = icmp slt i64 %i.next, %count
-  br i1 %more, label %loop, label %out
+  br i1 %more, label %loop, label %last
+last:
+  br i1 %is.first, label %keep, label %out
+keep:
+  store i64 %epoch.now, ptr %epoch.at
+  br label %out
 out:
   ret void
 }
