@@ -91,7 +91,7 @@ class Decoder:
     def repeated(
         self, kernel: GraphKernel, tensors: Mapping[str, Tensor], states: Mapping[str, KVState]
     ) -> Repeated | None:
-        """The step of decoding that has just run, to be made again with other tokens."""
+        """The step of decoding that has just run, to be made again with other tokens: under the lock of that run."""
         return kernel.repeated(self._ordered(kernel, tensors, states), self.meta["ids"], "pos")
 
     def profile(

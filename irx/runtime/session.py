@@ -98,8 +98,7 @@ class Session:
         if found is None:
             placed, after = self._begun(ids, None)
             tensors = self._step_inputs(ids, placed)
-            found = decoder.run(kernel, tensors, self._states)
-            self._remember(kernel, tensors)
+            found = self._step(kernel, tensors, once=False)
             self._lengths = after
         return found[0], found[1]
 
@@ -224,20 +223,25 @@ class Session:
     def _run(self, ids: Tensor, placed: Placement, keep: int) -> Tensor:
         decoder = self._decoder
         kernel, tensors = self._call(ids, placed, keep)
-        results = decoder.run(kernel, tensors, self._states)
         stepped = kernel is decoder.decode
-        self._remember(kernel if stepped else None, tensors)
+        results = self._step(kernel, tensors, once=not stepped)
         logits = results[decoder.logits[kernel.name]]
         if stepped or decoder.slices_rows:
             return logits
         rows = wanted_rows(placed, keep, ids.shape[1]).to(decoder.device)
         return logits.gather(1, rows[..., None].expand(-1, -1, logits.shape[2]))
 
-    def _remember(self, step: GraphKernel | None, tensors: dict[str, Tensor]) -> None:
-        """What has just run, to be made again where it was a step of decoding."""
-        made = None if step is None else self._decoder.repeated(step, tensors, self._states)
-        self._repeated = None if step is None else (step, made)
+    def _step(self, kernel: GraphKernel, tensors: dict[str, Tensor], *, once: bool) -> list[Tensor]:
+        """Run a graph, and keep what makes the same call again, unless it is run `once`.
+
+        In one piece: a call of another session in between would be the one that is made again.
+        """
+        with self._decoder.lock:
+            results = self._decoder.run(kernel, tensors, self._states)
+            made = None if once else self._decoder.repeated(kernel, tensors, self._states)
+        self._repeated = None if once else (kernel, made)
         self._planes = self._numbers() if self._forked else []
+        return results
 
     def _call(self, ids: Tensor, placed: Placement, keep: int) -> tuple[GraphKernel, dict[str, Tensor]]:
         """The graph that appends these tokens, and its inputs besides the states."""

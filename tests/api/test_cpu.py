@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from irx.backends.tvm.backend import BACKEND, CHOICES, GRAPH
 from irx.backends.tvm.codegen import missing
 from irx.errors import DamagedArtifact, InputMismatch, MissingExtra, PromptTooLong
 from irx.runtime import artifact as artifacts
+from irx.runtime.decoder import Decoder
 from irx.target import host_cpu
 from tests.api.cpu_model import program
 
@@ -217,6 +219,29 @@ def test_two_models_in_two_threads(fast: irx.Executable, other: irx.Executable) 
     expected = [tokens(one, ids) for one, ids in work]
     with threads(2), ThreadPoolExecutor(4) as pool:
         assert list(pool.map(lambda pair: tokens(*pair), work)) == expected
+
+
+def test_a_step_of_another_session_before_one_is_remembered(
+    fast: irx.Executable, slow: irx.Executable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session makes its own last call again, whatever other threads do between the call and its being kept."""
+    ours, theirs, reference = fast.session(2), fast.session(2), slow.session(2)
+    ids, run, other = prompt(2, 8), Decoder.run, list[Thread]()
+
+    def followed(decoder: Decoder, *given: Any) -> Any:
+        results = run(decoder, *given)
+        if not other and decoder is ours._decoder:
+            other.append(Thread(target=theirs.append, args=(ids[:, 7:],)))
+            other[0].start()
+            other[0].join(0.5)
+        return results
+
+    monkeypatch.setattr(Decoder, "run", followed)
+    for column in range(7):
+        step = ids[:, column : column + 1]
+        assert close(ours.append(step), reference.append(step)), column
+    other[0].join()
+    assert theirs.length == 1
 
 
 # --- processors that have less --------------------------------------------------------------------------------------
