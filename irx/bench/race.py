@@ -142,8 +142,12 @@ class _Field:
             return found.without(*reason)
         rival = min((name for name in row.against if name in self.seconds), key=lambda n: median(self.seconds[n]))
         ours, theirs = self.seconds[row.ours], self.seconds[rival]
-        best = [min(theirs)] * len(ours) if row.percent else theirs
-        ratios = spread([their / our for our, their in zip(ours, best, strict=True)])
+        in_turns = spread([their / our for our, their in zip(ours, theirs, strict=True)])
+        ratios = spread([min(theirs) / our for our in ours]) if row.percent else in_turns
+        notes = [f"{name} absent: {why}" for name, why in self._left_out(row)]
+        if row.percent:  # a machine whose limit changes from minute to minute is not told by the best one alone
+            share = [f"{100 * value:.0f}" for value in (in_turns.median, in_turns.low, in_turns.high)]
+            notes.append(f"of the {rival} of the same round {share[0]} % ({share[1]} to {share[2]})")
         return found.measured(
             ratios,
             verdict(ratios, row.at_least),
@@ -153,7 +157,7 @@ class _Field:
             floor=self.ready[row.ours].bytes / self.bandwidth or None,
             bandwidth=self.how,
             error=self.errors.get(row.ours),
-            note="; ".join(f"{name} absent: {why}" for name, why in self._left_out(row)),
+            note="; ".join(notes),
         )
 
     def _reason(self, row: Row) -> tuple[str, str] | None:

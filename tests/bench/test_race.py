@@ -101,6 +101,7 @@ def test_a_share_is_of_the_best_round(monkeypatch: pytest.MonkeyPatch) -> None:
     times = {**TIMES, "eager": [1.0, 0.9, 1.2, 1.1], "close": [1.0, 1.0, 1.0, 1.0]}
     (result,) = measured(monkeypatch, times, [Row("a", "close", ("eager",), 0.9, percent=True)])
     assert result.figure == Spread(0.9, 0.9, 0.9)
+    assert result.note == "of the eager of the same round 105 % (98 to 112)"
     assert result.cells()["wanted"] == "90 %"
 
 

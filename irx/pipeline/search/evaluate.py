@@ -42,8 +42,8 @@ class Evaluator:
     """Runs the pipeline `base`, which names no lossy pass, with those of a candidate on `program`.
 
     `prompt` is how many tokens of prompts there are for every one that is written. `glances` is a quality of little
-    data. What the first passes of a candidate
-    made is kept for a while: others begin with the same, and what looks at data takes long.
+    data. What the first passes of a candidate made is kept for a while: others begin with the same, and what looks at
+    data takes long.
     """
 
     program: Program
