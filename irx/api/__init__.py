@@ -12,9 +12,9 @@ from irx.api.assembling import divide as divide
 from irx.api.assembling import load_kernel
 from irx.api.assembling import schedule as schedule
 from irx.api.measuring import runner as runner
+from irx.api.measuring import transform as transform
 from irx.api.optimizing import names_lossy
 from irx.api.optimizing import optimize as optimize
-from irx.api.optimizing import transform as transform
 from irx.api.searching import search_passes as search_passes
 from irx.api.targets import aim as aim
 from irx.api.targets import floats_of as floats_of

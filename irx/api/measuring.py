@@ -76,6 +76,11 @@ def context_of(program: Program, goal: Target, data: Data | None, tokens: int = 
     return ctx
 
 
+def transform(program: Program, goal: Target, pipeline: str, data: Data | None) -> tuple[Program, Ledger]:
+    """What the passes of a pipeline make of a program, without any checks or measurements: for who measures himself."""
+    return Pipeline.parse(pipeline, passes()).run(program, context_of(program, goal, data))
+
+
 def runner(goal: Target) -> Callable[[Program], Callable[[Inputs], list[Array]]]:
     """What makes programs of one graph runnable with torch, as `HeldOut` wants it."""
     return partial(_run_with_torch, goal=goal)
@@ -98,7 +103,7 @@ def _sessions(program: Program, goal: Target) -> Callable[[int], Callable[[Array
     kernels that this takes are those that the program is compiled to in the end, or most of them.
     """
     place, ledger = here(goal), Ledger()
-    lowered, _ = Pipeline.parse("default", passes()).run(program, context_of(program, place, None))
+    lowered, _ = transform(program, place, "default", None)
     parts = divide(lowered, place, ledger)
     blobs = {name: parts[name].build(lowered, graph, place.device) for name, graph in lowered.graphs.items()}
     made = assemble(lowered, parts, blobs, place, ledger, Source(lowered))

@@ -75,11 +75,6 @@ def _optimize(
     return optimized, ledger
 
 
-def transform(program: Program, goal: Target, pipeline: str, data: Data | None) -> tuple[Program, Ledger]:
-    """What the passes of a pipeline make of a program, without any checks or measurements: for who measures himself."""
-    return Pipeline.parse(pipeline, passes()).run(program, context_of(program, goal, data))
-
-
 def names_lossy(pipeline: str) -> bool:
     """True where a pipeline names lossy passes itself."""
     return any(one.effect is Effect.LOSSY for one in Pipeline.parse(pipeline, passes()).passes)

@@ -134,7 +134,16 @@ class AttentionKernel:
         return whole(self.w, f"({head} * {self.length} + {first}) * {f.shared}")
 
     def places(
-        self, b: str, g: str, q_row: str, sums: Sums, scratch: str, tile: str, end: str, count: str, ahead: str = ""
+        self,
+        b: str,
+        g: str,
+        q_row: str,
+        sums: Sums,
+        scratch: str,
+        tile: str,
+        end: str,
+        count: str,
+        ahead: str = str(KEYS),
     ) -> Places:
         """Where a tile's rows are; `ahead` as in `Places`."""
         f, w = self.f, self.w
@@ -150,7 +159,7 @@ class AttentionKernel:
             first=tile,
             end=end,
             count=count,
-            ahead=ahead or str(KEYS),
+            ahead=ahead,
         )
 
     def ahead(self, tile: str, first: str, end: str) -> str:

@@ -135,5 +135,5 @@ def largest_of(magnitudes: str) -> str:
 
 
 def highest(value: str) -> str:
-    """The largest of all 16 lanes, by halves; LLVM's own reduction keeps nan, which takes lane after lane."""
+    """The largest of all 16 lanes, by halves; LLVM's own reduction passes over nan, which takes lane after lane."""
     return f'T.call_pure_extern("float32", "irx_highest", {value})'
