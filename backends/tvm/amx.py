@@ -1,20 +1,15 @@
-"""Matrix multiplication by AMX: permission, and the LLVM IR that kernels import.
+"""Matrix multiplication by AMX: the LLVM IR that kernels import.
 
 A block is 16 rows of x times up to four times 16 columns. Matrices: 0 to 3 are sums, 4 and 5 weights, 6 x. The words of
 bfloat16 pairs that other kernels read are what AMX wants: of weights 16 words by 16 depths, of x 16 rows by 16 words.
 
-Compiled, and its text tested, on machines without AMX; it has yet to run on one with it.
+Tests run it in an emulation (`tests/backends/tvm/emulated_amx.py`) where the processor has none; its speed was never
+measured.
 """
 
 from __future__ import annotations
 
-import ctypes
-import platform
-import sys
-from functools import cache
-
 MOST_VECTORS = 4
-_SYSTEM_CALL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18  # arch_prctl of x86-64 Linux
 
 _DECLARED = """
 declare void @llvm.x86.ldtilecfg(ptr)
@@ -31,15 +26,6 @@ define i32 @irx_amx_release() alwaysinline {
   ret i32 0
 }
 """
-
-
-@cache
-def request_permission() -> bool:
-    """Ask the system, once, to let this process and its threads use AMX; False where it does not."""
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        return False
-    system = ctypes.CDLL(None, use_errno=True)
-    return int(system.syscall(_SYSTEM_CALL, _REQUEST_PERMISSION, _TILE_DATA)) == 0
 
 
 def functions(vectors: int) -> str:

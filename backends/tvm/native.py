@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from irx.backends.tvm.amx import request_permission
 from irx.errors import KernelFailed, MissingExtra
 from irx.runtime.arena import WEIGHTS
+from irx.target.permission import may_use_amx
 
 INTEGER, ADDRESS = 1, 4  # how TVM's calling convention tags an i64 and a raw pointer
 MOST_ARGUMENTS = 96
@@ -140,7 +140,7 @@ class Runner:
     """The process's in-memory linker and its walker."""
 
     def __init__(self) -> None:
-        request_permission()
+        may_use_amx()  # kernels made for another device than the host may be loaded too
         self._llvm = _llvm()
         self._lock = Lock()
         self._addresses: dict[str, int] = {}

@@ -7,6 +7,7 @@ Nothing is measured here; `irx.target.measurement` does that when it is asked.
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import re
@@ -17,10 +18,13 @@ from types import MappingProxyType
 
 from irx.target.device import Device, devices, find_device
 from irx.target.gpu import host_gpu
+from irx.target.permission import may_use_amx
 
 CPUINFO = Path("/proc/cpuinfo")
 # What a code generator can use; the rest of the kernel's flags say nothing about arithmetic.
 USEFUL = re.compile(r"(avx|amx|fma|f16c|sse4|asimd|sve|i8mm|bf16)")
+
+logger = logging.getLogger(__name__)
 
 
 @cache
@@ -35,7 +39,7 @@ def host_device() -> Device:
 def host_cpu() -> Device:
     """This machine's CPU."""
     cpuinfo = CPUINFO.read_text() if CPUINFO.exists() else ""
-    return describe_cpu(cpuinfo, _cores(), _memory_gb())
+    return describe_cpu(_permitted(cpuinfo), _cores(), _memory_gb())
 
 
 def describe_cpu(cpuinfo: str, cores: int, memory_gb: float) -> Device:
@@ -58,6 +62,14 @@ def describe_cpu(cpuinfo: str, cores: int, memory_gb: float) -> Device:
         aliases=(),
         sources=("cores, features, memory: the operating system", f"peak, bandwidth: {like.name}, scaled by cores"),
     )
+
+
+def _permitted(cpuinfo: str) -> str:
+    """Without AMX where the system does not let this process use it: its first instruction would end the process."""
+    if not re.search(r"\bamx_tile\b", cpuinfo) or may_use_amx():
+        return cpuinfo
+    logger.warning("this processor has AMX, but the system does not let this process use it: kernels do without")
+    return re.sub(r"\bamx_\w+", "", cpuinfo)
 
 
 def _widest(features: frozenset[str]) -> Device:

@@ -93,6 +93,20 @@ def test_a_cpu_is_like_the_device_of_its_width() -> None:
     assert describe_cpu("", 4, 16.0).peak("f32") == find_device("cpu-generic").peak("f32")
 
 
+@pytest.mark.parametrize("allowed", [True, False])
+def test_amx_counts_where_the_system_allows_it(
+    allowed: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(SERVER.replace("avx512_vnni", "avx512_vnni avx512_bf16 amx_tile amx_bf16 amx_int8"))
+    monkeypatch.setattr(host_module, "CPUINFO", cpuinfo)
+    monkeypatch.setattr(host_module, "may_use_amx", lambda: allowed)
+    found = host_module.host_cpu.__wrapped__()
+    assert ("amx_tile" in found.features) == ("amx_bf16" in found.features) == allowed
+    assert "avx512_bf16" in found.features
+    assert ("does not let this process use it" in caplog.text) != allowed
+
+
 @pytest.mark.parametrize(
     ("text", "backend", "device"),
     [

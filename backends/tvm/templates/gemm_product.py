@@ -66,7 +66,8 @@ class _Block:
 
     def _parts(self) -> tuple[tuple[int, int], ...]:
         """Which parts of x meet which of the weights; the product of both rests is below what is kept."""
-        return ((0, 0), (1, 0), (0, 1)) if self.shape.way == "split" else ((0, 0),)
+        of_x = [(part, 0) for part in range(self.shape.x_parts)]
+        return (*of_x, *((0, part) for part in range(1, self.shape.weight_parts)))
 
     def matrices(self, base: str) -> None:
         """All words by AMX, sums stored in `totals` from `base` on."""

@@ -25,7 +25,8 @@ def emit_rows(w: Writer, shape: Shape) -> None:
     view, dtype = _VIEW[shape.way]
     w(f'{view} = T.decl_buffer(({1 << 40},), "{dtype}", data=words.data)')
     with w.block("for row in T.serial((rows * tid) // nt, (rows * (tid + 1)) // nt):"):
-        values = RowValues(w, shape.region, "row", shape.region.activations == "bf16" and shape.way != "pairs")
+        is_rounded = shape.region.activations == "bf16" and shape.way in ("floats", "halves")  # stores round the rest
+        values = RowValues(w, shape.region, "row", is_rounded)
         start = w.let(f"row * {shape.stride * WORD[shape.way]}", "start")
         if shape.has_scales or (shape.way == "floats" and shape.region.activations == "a8"):
             _coded(w, shape, values, start)
@@ -45,11 +46,11 @@ def _plain(w: Writer, shape: Shape, values: RowValues, start: str) -> None:
                 column = f"{first} + i * {lanes}"
                 value = values.at(column, lanes)
                 w.store(view, f"{start} + {column}", dtype, value, lanes)
-                if shape.way == "split":
+                if shape.x_parts > 1:
                     _store_rest(w, f"{start} + {depth} + {column}", value, lanes)
     if depth > k:
         with w.block(f"for i in T.serial({depth - k}):"):
-            for part in range(shape.parts):
+            for part in range(shape.x_parts):
                 w(f"{view}[{start} + {part * depth + k} + i] = T.uint16(0)")
 
 

@@ -7,8 +7,9 @@ Ways, by weight format, precision of x and instruction set:
     halves   packed weights as bfloat16 codes, which are exact, bfloat16 x (AVX512-BF16)
     words    packed weights as 16-bit codes, x as 16-bit codes with a scale for each group (VNNI)
     bytes    packed weights as 8-bit codes, x as 8-bit codes with a scale for each group: a8 (VNNI)
-    split    x and weights as sums of two bfloat16 numbers, three products of pairs: a schedule may ask for it in place
-             of floats and words, and does where AMX multiplies pairs at many times the rate of float32
+    split    weights, and x where it is float32, as sums of two bfloat16 numbers, two or three products of pairs: a
+             schedule may ask for it in place of floats, words and halves, and does where AMX multiplies pairs at many
+             times the rate of anything else
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Shape(ProductShape):
     prefetches: bool = False
     """Whether to ask for the next unit's weights while one is at work."""
     is_split: bool = False
-    """Whether to split numbers in place of products of float32 or of 16-bit codes."""
+    """Whether to split numbers in place of products of float32 or of codes."""
 
     @property
     def way(self) -> str:
@@ -66,14 +67,19 @@ class Shape(ProductShape):
 
     @property
     def words(self) -> int:
-        """Words of 32 bits in a row of x, of each of its two parts where it is split."""
+        """Words of 32 bits in a row of x, of each of its parts where it is split."""
         if self.uses_matrices:
             return -(-self.region.k // MATRIX_DEPTH) * LANES
         return -(-self.region.k // WORD[self.way])
 
     @property
-    def parts(self) -> int:
-        """Of how many numbers an element of x or of the weights is the sum."""
+    def x_parts(self) -> int:
+        """Of how many numbers an element of x is the sum."""
+        return 2 if self.way == "split" and self.region.activations == "f32" else 1
+
+    @property
+    def weight_parts(self) -> int:
+        """Of how many numbers an element of the weights is the sum."""
         return 2 if self.way == "split" else 1
 
     @property
@@ -81,7 +87,7 @@ class Shape(ProductShape):
         """Words from one row of x to the next; in a copy never whole pages, whose rows would share cache sets."""
         if self.is_direct:
             return self.words
-        whole = -(-self.words * self.parts // LANES) * LANES
+        whole = -(-self.words * self.x_parts // LANES) * LANES
         return whole + LANES if whole * 4 % (PAGE // 2) == 0 else whole
 
     @property
@@ -118,7 +124,7 @@ class Shape(ProductShape):
     def is_direct(self) -> bool:
         """True where the kernel reads x as it lies in memory."""
         r = self.region
-        if r.norm is not None or self.way not in ("floats", "pairs", "halves") or self.has_sums:
+        if r.norm is not None or self.has_scales or self.has_sums or self.x_parts > 1:
             return False
         if self.way == "floats":
             return r.x.dtype == "f32" and r.activations == "f32" and r.k * 4 % PAGE != 0
@@ -131,7 +137,7 @@ class Shape(ProductShape):
     @property
     def tile_words(self) -> int:
         """Words in a converted tile of one unit."""
-        return self.words * self.columns * self.parts
+        return self.words * self.columns * self.weight_parts
 
     def groups(self, product: int) -> int:
         """Groups of scales in a row of a packed weight."""
@@ -162,9 +168,10 @@ def has_matrices(device: Device) -> bool:
 
 
 def can_split(region: LinearRegion, layouts: tuple[Tiles, ...], device: Device) -> bool:
-    """True where split numbers may stand in for float32 and for 16-bit codes."""
-    is_exact = region.activations == "f32" and way(region, layouts, device) in ("floats", "words")
-    return is_exact and device.features.issuperset(("avx512_bf16", "avx512bw"))
+    """True where split numbers may stand in for what the region has: float32, 16-bit codes, packed weights in bf16."""
+    plain = way(region, layouts, device)
+    fits = plain == "halves" or (region.activations == "f32" and plain in ("floats", "words"))
+    return fits and device.features.issuperset(("avx512_bf16", "avx512bw"))
 
 
 def shape_for(region: LinearRegion, layouts: tuple[Tiles, ...], choices: Choices, fewest: int) -> Shape:

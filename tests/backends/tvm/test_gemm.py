@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,6 @@ import irx.ops  # noqa: F401
 from irx.analysis.reference import evaluate
 from irx.backends.regions.linear_region import parse
 from irx.backends.regions.lowered import Choices, single
-from irx.backends.tvm.amx import request_permission
 from irx.backends.tvm.codegen import compile_kernels
 from irx.backends.tvm.templates.gemm import gemm_calls
 from irx.backends.tvm.templates.gemm_shape import has_matrices, way
@@ -26,6 +25,7 @@ from irx.ir.packing import is_writable, pack
 from irx.ir.types import TensorType
 from irx.target import Device, find_device
 from irx.target.host import host_cpu
+from tests.backends.tvm.emulated_amx import emulated
 from tests.backends.tvm.lowered_run import choices, run_lowered
 
 AVX2 = "cpu-avx2"
@@ -58,7 +58,7 @@ def body(
     for i in range(1 + gated):
         weight = graph.add_input(f"weight{i}", TensorType((n, k), form))
         if form in FORMATS:
-            weight = b("dequantize", weight)
+            weight = b("dequantize", weight, dtype=dtype)
         weight = weight if weight.dtype == dtype else b("cast", weight, dtype=dtype)
         vectors = [graph.add_input(f"bias{i}", TensorType((n,), dtype))] if bias else []
         results.append(b("linear", x, weight, *vectors))
@@ -227,18 +227,47 @@ def test_split(form: str) -> None:
     assert error(graph, 19, knobs={"split": 1}) < 1e-5
 
 
+@pytest.fixture
+def amx(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
+    """A device with AMX: this one where it has it, else one whose tiles are emulated."""
+    host = host_cpu()
+    if "avx512_bf16" not in host.features:
+        pytest.skip("no AVX512-BF16 here")
+    if has_matrices(host):
+        yield host
+        return
+    with emulated(monkeypatch) as tiles:
+        yield replace(host, features=host.features | {"amx_tile", "amx_bf16"})
+    assert all(tiles.used.values()), tiles.used
+
+
+@pytest.mark.parametrize("rows", [17, 33, 64])
+@pytest.mark.parametrize("k", [32, 75, 224])
+@pytest.mark.parametrize(("form", "dtype"), [("f32", "f32"), ("f16", "f32"), ("bf16", "f32"), ("bf16", "bf16")])
+def test_amx(amx: Device, form: str, dtype: str, k: int, rows: int) -> None:
+    assert error(body(72, k, form, dtype=dtype), rows, device=amx) < (8e-3 if dtype == "bf16" else 1e-5)
+
+
+@pytest.mark.parametrize("form", ["q4_0", "q4_1", "q5_1", "q6_k", "q8_0", "i4g64"])
+@pytest.mark.parametrize("rounding", ["", "bf16"])
+def test_amx_of_codes(amx: Device, form: str, rounding: str) -> None:
+    assert error(body(130, 256, form, rounding=rounding), 35, device=amx) < 1e-5
+
+
+def test_amx_of_codes_in_bf16(amx: Device) -> None:
+    """x is read where it lies, and both results of a gate come from one kernel."""
+    assert error(body(64, 96, "q4_0", dtype="bf16", gated=True, residual=True), 21, device=amx) < 8e-3
+    assert error(body(96, 64, "q8_0", norm="rms_norm", gated=True, bias=True), 48, device=amx, threads=1) < 1e-4
+
+
 @pytest.mark.parametrize(("form", "dtype"), [("bf16", "bf16"), ("f32", "f32"), ("q4_0", "f32")])
 def test_amx_compiles(form: str, dtype: str) -> None:
-    """Objects for a processor with AMX; where they can run, they are right."""
+    """Objects for a processor with AMX, whatever this one is."""
     features = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16"})
     device = replace(host_cpu(), features=features | {"amx_tile", "amx_bf16", "amx_int8"})
-    graph = body(64, 96, form, dtype=dtype, norm="rms_norm")
-    region = parse(graph)
+    region = parse(body(64, 96, form, dtype=dtype, norm="rms_norm"))
     assert region is not None
     calls = gemm_calls(region, layouts_of(region, device), choices(device))
-    source = calls[-1].kernel.source
-    assert "irx_amx_multiply" in source
+    assert "irx_amx_multiply" in calls[-1].kernel.source
     objects = compile_kernels([call.kernel for call in calls], device)
     assert all(data[:4] == b"\x7fELF" for data in objects.values())
-    if has_matrices(host_cpu()) and request_permission():
-        assert error(graph, 33, device=device) < (1e-5 if dtype == "f32" else 8e-3)
