@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -72,7 +72,8 @@ def search_passes(
     glance = Journal(evaluator.glance, looked) if glances is not None else None
     units = [] if budget.exact else _units(evaluator.normalized, ctx, search)
     journal = Journal(evaluator, key)
-    found = Hunt(units, journal, budget, search, glance=glance, again=evaluator.in_turns, started=started).run()
+    spent = partial(_clock, [one for one in (journal, glance) if one is not None])
+    found = Hunt(units, journal, budget, search, spent, glance, evaluator.in_turns, started).run()
     held = held_out(program, goal, data)
     options: dict[str, Any] = {"strict": strict, "digest": digest, "budget": budget, "data": data, "held": held}
     options["context"] = context
@@ -86,6 +87,11 @@ def search_passes(
     made, ledger = settle(found, made_with, budget, confirm)
     ledger.notes += [*evaluator.remarks(), *journal.notes()]
     return made, ledger
+
+
+def _clock(journals: Sequence[Journal]) -> float:
+    """Seconds, those that went into what is known from an earlier search among them."""
+    return time.monotonic() + sum(journal.earlier for journal in journals)
 
 
 def _digest(program: Program) -> str:

@@ -213,6 +213,33 @@ def test_a_killed_search_goes_on_where_it_was(tmp_path: Path) -> None:
     assert other.measured == len(asked), "what is known of one model says nothing of another"
 
 
+@pytest.mark.parametrize("killed", [2, 4])
+def test_a_search_that_goes_on_has_the_time_that_was_left(killed: int, tmp_path: Path) -> None:
+    """Time passes only while something is measured."""
+    now, asked = [0.0], list[str]()
+
+    def measure(text: str) -> Outcome:
+        if len(asked) == killed:
+            raise KeyboardInterrupt
+        asked.append(text)
+        now[0] += 1.0
+        return strained(text)
+
+    def hunted(key: str) -> Found:
+        journal = Journal(measure, CacheKey("search", key), Store(tmp_path), lambda: now[0])
+        return Hunt(UNITS, journal, BUDGET, Search(minutes=6 / 60), lambda: now[0] + journal.earlier).run()
+
+    with pytest.raises(KeyboardInterrupt):
+        hunted("killed")
+    killed = -1
+    found = hunted("killed")
+    assert "limit" in found.notes[0]
+    assert now == [6.0], "both took together what one search has"
+    assert hunted("killed") == found
+    assert now == [6.0]
+    assert hunted("not killed") == found
+
+
 def test_the_journal_keeps_what_cannot_be_used(tmp_path: Path) -> None:
     outcomes = {"": Outcome(0.1, {"kl": 0.0}), "a1": unusable("refused"), "b1": Outcome(0.05, {"kl": math.nan})}
     key = CacheKey("search", "model")

@@ -1,4 +1,4 @@
-"""What was measured is kept, so that a search that was killed goes on where it was.
+"""What was measured is kept, so that a search that was killed goes on where it was, and has what time was left.
 
 Every candidate is an entry of its own in the cache, under a key of the model, the data, the device and the compiler's
 code. The budget is no part of it: another budget on the same model starts with all that is known.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from irx.cache import CacheKey, Store
@@ -22,8 +23,11 @@ class Journal:
     measure: Measure
     key: CacheKey | None = None
     store: Store = field(default_factory=Store)
+    clock: Callable[[], float] = time.monotonic
     known: dict[str, Outcome] = field(default_factory=dict, init=False)
     measured: int = field(default=0, init=False)
+    earlier: float = field(default=0.0, init=False)
+    """Seconds that an earlier search took for what was known of it so far."""
 
     def __call__(self, text: str) -> Outcome:
         """The outcome of a candidate."""
@@ -38,13 +42,19 @@ class Journal:
 
     def _loaded(self, text: str) -> Outcome | None:
         parts = self.store.load(self._entry(self.key, text)) if self.key is not None else None
-        return _read(json.loads(parts["outcome"])) if parts is not None else None
+        if parts is None:
+            return None
+        data = json.loads(parts["outcome"])
+        self.earlier += data["took"]
+        return _read(data)
 
     def _measured(self, text: str) -> Outcome:
+        begin = self.clock()
         found = self.measure(text)
         self.measured += 1
         if self.key is not None:
-            self.store.save(self._entry(self.key, text), {"outcome": json.dumps(_written(found)).encode()})
+            data = {**_written(found), "took": self.clock() - begin}
+            self.store.save(self._entry(self.key, text), {"outcome": json.dumps(data).encode()})
         return found
 
     @staticmethod
