@@ -1,4 +1,4 @@
-"""`irx.compile`: the whole path from a model to an executable, seven statements on one page."""
+"""`irx.compile`: the whole path from a model to an executable, its seven steps on one page."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from irx.analysis.data import split
 from irx.api.assembling import assemble as assemble
+from irx.api.assembling import build as build
 from irx.api.assembling import divide as divide
 from irx.api.assembling import load_kernel
 from irx.api.assembling import schedule as schedule
@@ -73,8 +74,7 @@ def compile(
     program, ledger = run(source.program, goal, pipeline, **options)
     parts = divide(program, goal, ledger)
     schedule(program, parts, goal, ledger, tune)
-    blobs = {name: parts[name].build(program, graph, goal.device) for name, graph in program.graphs.items()}
-    return assemble(program, parts, blobs, goal, ledger, source, tokenizer)
+    return assemble(program, parts, goal, ledger, source, tokenizer)
 
 
 def load(path: str | Path) -> Executable:

@@ -58,13 +58,13 @@ def schedule(program: Program, parts: Mapping[str, Backend], goal: Target, ledge
 def assemble(
     program: Program,
     parts: Mapping[str, Backend],
-    blobs: Mapping[str, dict[str, bytes]],
     goal: Target,
     ledger: Ledger,
     source: Source,
     tokenizer: Any = None,
 ) -> Executable:
-    """Step 7: kernels, weights on their device, and what is known about the model."""
+    """Steps 6 and 7: what each backend makes of its graphs, weights on their device, what is known about the model."""
+    blobs = {name: parts[name].build(program, graph, goal.device) for name, graph in program.graphs.items()}
     if weight_bytes(program) >= LARGE:
         gc.collect()  # kernels that were tried and timed hold weights; those of the model need the room
     used = program.used_weights()
@@ -80,7 +80,7 @@ def assemble(
         meta=program.meta,
         sizes=program.sizes,
         kernels={name: parts[name].load(files, goal.device) for name, files in blobs.items()},
-        blobs=dict(blobs),
+        blobs=blobs,
         backends={name: backend.name for name, backend in parts.items()},
         packed={weight.name: weight.dtype for weight in used if is_packed(weight.dtype)},
         weights=stored_weights(weights, used, store),
@@ -93,6 +93,11 @@ def assemble(
     _account(ledger, made.kernels)
     store.detach(weight.name for weight in used if not is_packed(weight.dtype))
     return Executable(made, classes=True)
+
+
+def build(program: Program, goal: Target, ledger: Ledger, source: Source, tokenizer: Any = None) -> Executable:
+    """Steps 4, 6 and 7 at once, with the best schedules that are known."""
+    return assemble(program, divide(program, goal, ledger), goal, ledger, source, tokenizer)
 
 
 def load_kernel(backend: str, blobs: Mapping[str, bytes], target: str) -> GraphKernel:

@@ -11,7 +11,7 @@ import torch
 from irx.analysis.calibration import Calibration, Inputs
 from irx.analysis.data import Data
 from irx.analysis.quality import HeldOut
-from irx.api.assembling import assemble, divide
+from irx.api.assembling import build
 from irx.api.targets import here, preferred
 from irx.backends import find_backend
 from irx.backends.torch.call import call_on_arrays
@@ -102,11 +102,9 @@ def _sessions(program: Program, goal: Target) -> Callable[[int], Callable[[Array
     It runs as it will be compiled where the target is here: token by token torch takes many times as long, and the
     kernels that this takes are those that the program is compiled to in the end, or most of them.
     """
-    place, ledger = here(goal), Ledger()
-    lowered, _ = transform(program, place, "default", None)
-    parts = divide(lowered, place, ledger)
-    blobs = {name: parts[name].build(lowered, graph, place.device) for name, graph in lowered.graphs.items()}
-    made = assemble(lowered, parts, blobs, place, ledger, Source(lowered))
+    place = here(goal)
+    lowered, ledger = transform(program, place, "default", None)
+    made = build(lowered, place, ledger, Source(lowered))
 
     def begin(rows: int) -> Callable[[Array], torch.Tensor]:
         session = made.session(rows)

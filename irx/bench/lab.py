@@ -68,9 +68,7 @@ class Lab:
 
         source, goal = self.source(model), api.aim(self.target)
         program, ledger = api.transform(source.program, goal, pipeline, data)
-        parts = api.divide(program, goal, ledger)
-        blobs = {name: parts[name].build(program, graph, goal.device) for name, graph in program.graphs.items()}
-        return api.assemble(program, parts, blobs, goal, ledger, source, self.tokenizer if model in NAMES else None)
+        return api.build(program, goal, ledger, source, self.tokenizer if model in NAMES else None)
 
     def source(self, model: str) -> Any:
         """A model as the target has it captured: `file`, its module in `f32` or `bf16`, or a shipped shape by name."""

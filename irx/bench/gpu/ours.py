@@ -21,8 +21,7 @@ def made_for(program: Program, device: Device, pipeline: str, search: float) -> 
     if search > 0:
         found = [parts[name].spaces(made, graph, goal.device) for name, graph in made.graphs.items()]
         tune(_unknown([task for tasks in found for task in tasks], device), goal.device, seconds=search)
-    blobs = {name: parts[name].build(made, graph, goal.device) for name, graph in made.graphs.items()}
-    return api.assemble(made, parts, blobs, goal, ledger, source, None)
+    return api.assemble(made, parts, goal, ledger, source)
 
 
 def _unknown(tasks: list[Task], device: Device) -> list[Task]:
