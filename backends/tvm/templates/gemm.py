@@ -5,7 +5,7 @@
 
 A thread's register tiles are neighbours: it meets all rows of a stripe with a tile of weights, which then is in its
 cache, before it goes on to the next. The last block of rows overlaps the one before, so that every block is whole: what
-both compute is equal.
+both compute is equal. With AMX a block of fewer rows, which is the only one then, has matrices of fewer rows.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def gemm_kernel(shape: Shape) -> Kernel:
     blocks = w.let(f"(rows + {shape.block - 1}) // {shape.block}", "blocks")
     start = w.let(f"({shape.units} * {blocks} * tid) // nt", "start")
     if shape.uses_matrices:
-        w(statement("configure"))
+        w(statement("configure", f"T.min(T.int64({LANES}), rows - {LANES})"))
     with w.block(f"for u in T.serial({start}, ({shape.units} * {blocks} * (tid + 1)) // nt):"):
         _register_tile(w, shape, blocks, start)
     if shape.uses_matrices:
@@ -98,7 +98,8 @@ def _register_tile(w: Writer, shape: Shape, blocks: str, start: str) -> None:
     inside = kept(w, f"u % {in_stripe}")
     mine = kept(w, f"T.min(T.int64({shape.stripe}), {blocks} - {stripe})")
     unit = kept(w, f"{inside} // {mine}")
-    first = kept(w, f"T.min(({stripe} + {inside} % {mine}) * {shape.block}, rows - {shape.block})")
+    last = f"T.max(rows - {shape.block}, T.int64(0))" if shape.uses_matrices else f"rows - {shape.block}"
+    first = kept(w, f"T.min(({stripe} + {inside} % {mine}) * {shape.block}, {last})")
     in_tile = shape.layouts[0].tile // shape.columns
     tile, offset = kept(w, f"{unit} // {in_tile}"), kept(w, f"{unit} % {in_tile} * {shape.columns}")
     for i in range(len(shape.layouts)):
@@ -108,7 +109,8 @@ def _register_tile(w: Writer, shape: Shape, blocks: str, start: str) -> None:
     for i in range(len(shape.layouts)):
         emit_product(w, shape, i, tile, offset, first, _ahead(w, shape, i, unit, f"({inside} % {mine})", mine))
     size = shape.block * shape.columns
-    with w.block(f"for m in T.serial({shape.block}):"), w.block(f"for v in T.serial({shape.vectors}):"):
+    count = f"T.min(T.int64({shape.block}), rows)" if shape.uses_matrices else f"{shape.block}"
+    with w.block(f"for m in T.serial({count}):"), w.block(f"for v in T.serial({shape.vectors}):"):
         places = [f"(tid * {len(shape.layouts)} + {i}) * {size}" for i in range(len(shape.layouts))]
         totals = [("totals", f"{place} + (m * {shape.vectors} + v) * {LANES}") for place in places]
         row, column = w.let(f"{first} + m", "row"), w.let(f"{unit} * {shape.columns} + v * {LANES}", "column")

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from irx.backends.layouts.coding import Coding
 from irx.backends.regions.linear_region import LinearRegion
 from irx.backends.regions.lowered import Choices
+from irx.backends.tvm import amx
 from irx.backends.tvm.layouts.tiles import Tiles
 from irx.backends.tvm.templates.linear_shape import LARGEST_GROUP, ProductShape, groups_nest
 from irx.backends.tvm.writer import LANES
@@ -187,7 +188,7 @@ def shape_for(region: LinearRegion, layouts: tuple[Tiles, ...], choices: Choices
     block = min(block, fewest - 1)
     matrices = has_matrices(choices.device) and fewest > LANES
     if matrices and (way(region, layouts, choices.device) == "pairs" or can_split(region, layouts, choices.device)):
-        vectors, block = min(layout.tile // LANES, 4), LANES
+        vectors, block = min(layout.tile // LANES, amx.MOST_VECTORS), amx.ROWS
     stripe = max(1, STRIPE_BYTES // (block * region.k * 4 // WORD[way(region, layouts, choices.device)]))
     defaults: dict[str, Choice] = {
         "block": block,
@@ -202,4 +203,6 @@ def shape_for(region: LinearRegion, layouts: tuple[Tiles, ...], choices: Choices
     block, vectors, unroll, stripe, split, prefetch = (int(knobs[name]) for name in defaults)
     block, vectors = min(block, MOST_IN_BLOCK, fewest), min(vectors, layout.tile // LANES)
     shape = Shape(region, layouts, choices.device, vectors, unroll, block, stripe, bool(prefetch), bool(split))
-    return replace(shape, block=LANES) if shape.uses_matrices else shape
+    if not shape.uses_matrices:
+        return shape
+    return replace(shape, block=amx.ROWS, vectors=min(vectors, amx.MOST_VECTORS))
