@@ -180,16 +180,14 @@ def shape_for(region: LinearRegion, layouts: tuple[Tiles, ...], choices: Choices
 
     A block is never of more than `fewest` rows, because the last one must lie within the rows there are.
     """
-    layout = layouts[0]
-    wide = "avx512f" in choices.device.features
+    layout, device, plain = layouts[0], choices.device, way(region, layouts, choices.device)
+    wide, matrices = "avx512f" in device.features, has_matrices(device) and fewest > LANES
     vectors = min(layout.tile // LANES, 2 if wide else 1)
-    in_groups = way(region, layouts, choices.device) in GROUPED  # whose sums take registers beside the totals
-    block = (8 if in_groups else 10 if vectors == 2 else 14) if wide else 6
-    block = min(block, fewest - 1)
-    matrices = has_matrices(choices.device) and fewest > LANES
-    if matrices and (way(region, layouts, choices.device) == "pairs" or can_split(region, layouts, choices.device)):
-        vectors, block = min(layout.tile // LANES, amx.MOST_VECTORS), amx.ROWS
-    stripe = max(1, STRIPE_BYTES // (block * region.k * 4 // WORD[way(region, layouts, choices.device)]))
+    in_groups = plain in GROUPED  # whose sums take registers beside the totals
+    block = min((8 if in_groups else 10 if vectors == 2 else 14) if wide else 6, fewest - 1)
+    if matrices and (plain == "pairs" or can_split(region, layouts, device)):
+        block = amx.ROWS
+    stripe = max(1, STRIPE_BYTES // (block * region.k * 4 // WORD[plain]))
     defaults: dict[str, Choice] = {
         "block": block,
         "vectors": vectors,
@@ -202,7 +200,7 @@ def shape_for(region: LinearRegion, layouts: tuple[Tiles, ...], choices: Choices
     knobs = choices.schedule("gemm", bucket, defaults)
     block, vectors, unroll, stripe, split, prefetch = (int(knobs[name]) for name in defaults)
     block, vectors = min(block, MOST_IN_BLOCK, fewest), min(vectors, layout.tile // LANES)
-    shape = Shape(region, layouts, choices.device, vectors, unroll, block, stripe, bool(prefetch), bool(split))
+    shape = Shape(region, layouts, device, vectors, unroll, block, stripe, bool(prefetch), bool(split))
     if not shape.uses_matrices:
         return shape
     return replace(shape, block=amx.ROWS, vectors=min(vectors, amx.MOST_VECTORS))
