@@ -185,7 +185,8 @@ def shape_for(region: LinearRegion, layouts: tuple[Tiles, ...], choices: Choices
     vectors = min(layout.tile // LANES, 2 if wide else 1)
     in_groups = plain in GROUPED  # whose sums take registers beside the totals
     block = min((8 if in_groups else 10 if vectors == 2 else 14) if wide else 6, fewest - 1)
-    if matrices and (plain == "pairs" or can_split(region, layouts, device)):
+    splits = can_split(region, layouts, device)
+    if matrices and (plain == "pairs" or splits):
         block = amx.ROWS
     stripe = max(1, STRIPE_BYTES // (block * region.k * 4 // WORD[plain]))
     defaults: dict[str, Choice] = {
@@ -193,14 +194,16 @@ def shape_for(region: LinearRegion, layouts: tuple[Tiles, ...], choices: Choices
         "vectors": vectors,
         "unroll": 4,
         "stripe": stripe,
-        "split": int(matrices),
         "prefetch": int(not matrices),
+        **({"split": int(matrices)} if splits else {}),
     }
     bucket = f"{layout.format}/{region.activations} {region.n}x{region.k} rows{fewest}"
     knobs = choices.schedule("gemm", bucket, defaults)
-    block, vectors, unroll, stripe, split, prefetch = (int(knobs[name]) for name in defaults)
+    block, vectors, unroll, stripe, prefetch = (
+        int(knobs[name]) for name in ("block", "vectors", "unroll", "stripe", "prefetch")
+    )
     block, vectors = min(block, MOST_IN_BLOCK, fewest), min(vectors, layout.tile // LANES)
-    shape = Shape(region, layouts, device, vectors, unroll, block, stripe, bool(prefetch), bool(split))
+    shape = Shape(region, layouts, device, vectors, unroll, block, stripe, bool(prefetch), bool(knobs.get("split")))
     if not shape.uses_matrices:
         return shape
     return replace(shape, block=amx.ROWS, vectors=min(vectors, amx.MOST_VECTORS))

@@ -35,6 +35,8 @@ PREFETCH_BYTES = 16384
 """How far ahead of their use weights are asked for, where much happens between two loads of them: processors do not
 foresee streams that take turns, and see only as far as their queues of instructions. They come as far as the
 second-level cache: the first has room for too few lines under way."""
+UNROLL = 4
+"""Entries of float weights in a loop's body."""
 SCRATCH = "prepared"
 
 
@@ -62,15 +64,16 @@ def shape_for(region: LinearRegion, most: int, choices: Choices) -> Shape:
         widest = max(1, REGISTERS // (most if halves or region.activations == "a8" else 2 * most))
     defaults: dict[str, Choice] = {
         "vectors": balanced_vectors(region.n, layout.tile, choices.device.cores, widest=widest),
-        "unroll": 4,
         "prefetch": 0 if most == 1 and _is_foreseen(layout) else PREFETCH_BYTES,
-        "halves": int(halves),
+        **({"unroll": UNROLL} if layout.coding is None else {}),
+        **({"halves": 1} if halves else {}),
     }
     bucket = f"{layout.format}/{region.activations} {region.n}x{region.k} rows{most}"
     knobs = choices.schedule("matvec", bucket, defaults)
-    vectors, unroll, prefetch, in_halves = (int(knobs[name]) for name in defaults)
+    vectors, prefetch = int(knobs["vectors"]), int(knobs["prefetch"])
+    unroll, in_halves = int(knobs.get("unroll", UNROLL)), bool(knobs.get("halves", False))
     vectors = min(vectors, layout.tile // LANES)
-    return Shape(region, layouts, choices.device, vectors, unroll, most, prefetch, bool(in_halves))
+    return Shape(region, layouts, choices.device, vectors, unroll, most, prefetch, in_halves)
 
 
 def _is_foreseen(layout: Tiles) -> bool:
