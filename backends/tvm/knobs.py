@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import io
+import tokenize
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -43,9 +46,23 @@ def task(template: str, bucket: str, defaults: Mapping[str, Choice], **more: Any
 
 @cache
 def version(template: str) -> str:
-    """A hash of the files that make the template's kernels, those it shares with other templates included."""
+    """A hash of the code that makes the template's kernels, that which it shares with other templates included."""
     found = hashlib.sha256()
     for pattern in (f"{template}*.py", *SHARED):
         for path in sorted(TEMPLATES.glob(pattern)):
-            found.update(path.read_bytes())
+            found.update(_code(path.read_text()).encode())
     return found.hexdigest()[:12]
+
+
+def _code(source: str) -> str:
+    """A module's text without what changes no kernel: comments, docstrings and the space between words."""
+    lines = source.splitlines()
+    statements = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Expr))
+    for node in statements:
+        if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            lines[node.lineno - 1 : node.end_lineno] = [""] * ((node.end_lineno or node.lineno) - node.lineno + 1)
+    for token in tokenize.generate_tokens(io.StringIO("\n".join(lines)).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    return "".join("".join(lines).split())

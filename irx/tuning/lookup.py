@@ -18,6 +18,8 @@ from irx.tuning.task import Fingerprint, Task, TaskKey
 LIBRARY = Path(__file__).parent / "library"
 LEAST_IN_COMMON = 0.5
 """Of the features of two devices together, what both must have for schedules of one to be tried on the other."""
+MOST_CORES = 2.0
+"""How many times the cores of the other a device may have for that: how work is shared out depends on them."""
 
 logger = logging.getLogger(__name__)
 
@@ -103,14 +105,15 @@ def _by_key(rows: Iterable[Row]) -> dict[TaskKey, list[Row]]:
 def _likeness(here: Fingerprint, there: Fingerprint) -> tuple[float, float] | None:
     """The share of features in common, then how close the numbers of cores are; None where nothing is to be learned.
 
-    That is another kind of device, and one that shares less than half of the features: what is best for
-    wide vectors is no guess for narrow ones.
+    That is another kind of device, one that shares less than half of the features (what is best for wide vectors is no
+    guess for narrow ones), and one with more than twice or less than half of the cores.
     """
     if here.kind != there.kind:
         return None
     mine, theirs = set(here.features), set(there.features)
     either = mine | theirs
     share = len(mine & theirs) / len(either) if either else 1.0
-    if share < LEAST_IN_COMMON:
+    distance = abs(math.log(here.cores / there.cores))
+    if share < LEAST_IN_COMMON or distance > math.log(MOST_CORES):
         return None
-    return share, -abs(math.log(here.cores / there.cores))
+    return share, -distance

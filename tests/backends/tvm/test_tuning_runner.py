@@ -12,12 +12,12 @@ from unittest.mock import patch
 import pytest
 
 import irx
-from irx.backends.tvm import steps, tuning
+from irx.backends.tvm import knobs, steps, tuning
 from irx.backends.tvm.backend import BACKEND, CHOICES
 from irx.backends.tvm.codegen import missing
 from irx.cli import main
 from irx.target import host_cpu
-from irx.tuning import EFFORTS, Choice, Database, Effort, Fingerprint, Outcome, Row, Task, tune
+from irx.tuning import EFFORTS, Choice, Database, Effort, Fingerprint, Outcome, Row, Task, shipped, tune
 from tests.backends.tvm.planting import planted, wrong
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
@@ -122,3 +122,19 @@ def test_the_command_tunes_a_program(
     assert {row.key for row in rows} <= {task.key for task in tasks()}
     assert rows
     assert all(row.seconds > 0 for row in rows)
+
+
+def test_a_schedule_is_of_the_code_of_its_kernel() -> None:
+    """What is said about the code makes no kernel another one."""
+    source = 'X = 1\n"""What it is."""\n\n\ndef f(x: int) -> int:\n    """Docs."""\n    return x  # why\n'
+    assert knobs._code(source) == "X=1deff(x:int)->int:returnx"
+    assert knobs._code(source) == knobs._code(source.replace("Docs.", "Other\n\n    docs.").replace("why", "because"))
+    assert knobs._code(source) != knobs._code(source.replace("X = 1", "X = 2"))
+    assert "#" in knobs._code('F = "a # b"\n')
+
+
+@pytest.mark.parametrize("row", [row for row in shipped() if row.device.kind == "cpu"], ids=lambda row: str(row.key))
+def test_shipped_schedules_are_of_these_kernels(row: Row) -> None:
+    """Where a template was changed, `irx tune` has to measure again, or what it had measured has to go."""
+    assert row.key.version == knobs.version(row.key.template)
+    assert not row.modelled
