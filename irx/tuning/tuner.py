@@ -4,7 +4,8 @@
 
 Every candidate is built, checked and timed by the task's runner in another process. One that fails, hangs or gives a
 result that is off is refused and named in the report. The fastest of the rest must then beat the default in turns with
-it, by more than the noise of both. A row is kept as soon as its kernel is done, so a run that is killed loses little.
+it, in nearly all of them and by more than the noise of both. A row is kept as soon as its kernel is done, so a run that
+is killed loses little.
 
 For a device that is not this machine's, tasks with a `model` are ranked by it: the default and the model's picks are
 built and checked, nothing is timed, and rows say that they are modelled. What was measured there stays.
@@ -16,6 +17,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from types import TracebackType
 
 from irx import __version__
@@ -30,7 +32,8 @@ from irx.tuning.space import Schedule
 from irx.tuning.task import Fingerprint, Outcome, Task
 from irx.tuning.worker import attempt
 
-DUELS = 3  # turns that the default and the winner take
+DUELS = 7  # turns that the default and the winner take
+LOST = 1  # of them, at most, by the winner: what the fastest of many was by chance, it is not in turn after turn
 CLEAR = 0.05  # the share of the default's time that a model's pick must save: it knows no better
 
 
@@ -212,7 +215,7 @@ class _Run:
 
     def _duel(self, default: Trial, best: Trial) -> TaskReport:
         """Time both in turns, in changing order: what drifted during the search must not decide."""
-        times: dict[Schedule, list[float]] = {default.schedule: [], best.schedule: []}
+        times: dict[Schedule, list[tuple[float, ...]]] = {default.schedule: [], best.schedule: []}
         order, source = [default.schedule, best.schedule], random.Random(self.seed)
         for _ in range(DUELS):
             source.shuffle(order)
@@ -220,11 +223,13 @@ class _Run:
                 outcome = self.worker.attempt(self.task, schedule, self.effort.limit)
                 if outcome.refusal:
                     return self._unsteady(schedule, outcome, default, best)
-                times[schedule] += outcome.seconds
-        first, second = (Trial(s, Outcome(tuple(times[s]))) for s in (default.schedule, best.schedule))
+                times[schedule].append(outcome.seconds)
+        first, second = (Trial(s, Outcome(sum(times[s], ()))) for s in (default.schedule, best.schedule))
         won = first.seconds - second.seconds > max(first.noise * first.seconds, second.noise * second.seconds)
-        decision = Decision.FASTER if won else Decision.DEFAULT
-        return TaskReport(self.task, self.trials, decision, second if won else first, first)
+        turns = zip(times[default.schedule], times[best.schedule], strict=True)
+        lost = sum(median(mine) >= median(its) for its, mine in turns)
+        decision = Decision.FASTER if won and lost <= LOST else Decision.DEFAULT
+        return TaskReport(self.task, self.trials, decision, second if decision is Decision.FASTER else first, first)
 
     def _unsteady(self, schedule: Schedule, outcome: Outcome, default: Trial, best: Trial) -> TaskReport:
         """A schedule that was right and then was not is refused for good; the other one stays."""
