@@ -64,7 +64,9 @@ def assemble(
     tokenizer: Any = None,
 ) -> Executable:
     """Steps 6 and 7: what each backend makes of its graphs, weights on their device, what is known about the model."""
-    blobs = {name: parts[name].build(program, graph, goal.device) for name, graph in program.graphs.items()}
+    blobs: dict[str, Mapping[str, bytes]] = {
+        name: parts[name].build(program, graph, goal.device) for name, graph in program.graphs.items()
+    }
     if weight_bytes(program) >= LARGE:
         gc.collect()  # kernels that were tried and timed hold weights; those of the model need the room
     used = program.used_weights()
