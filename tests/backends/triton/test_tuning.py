@@ -136,11 +136,13 @@ def test_a_region_is_cut_down_to_a_few_tiles() -> None:
     assert irx.parse(text).graphs
 
 
-def test_shipped_schedules_are_modelled_and_of_devices_there_are() -> None:
+def test_shipped_schedules_of_gpus_are_modelled_and_of_devices_there_are() -> None:
     known = {Fingerprint.of(device) for device in devices().values()}
-    names = {path.stem for path in LIBRARY.glob("*.json")}
+    names = {path.stem for path in LIBRARY.glob("*.json") if not path.stem.startswith("cpu-")}
     assert names == {name for name, device in devices().items() if device.is_gpu}
-    for row in shipped():
+    rows = [row for row in shipped() if row.device.kind != "cpu"]
+    assert rows
+    for row in rows:
         assert row.modelled
         assert row.device in known
         assert row.key.template in VALUES
