@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import io
-import tokenize
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -34,6 +32,10 @@ VALUES: Mapping[str, Mapping[str, tuple[Choice, ...]]] = {
 }
 """The values of every knob. Adding one leaves measured schedules valid."""
 
+_STRINGS_AND_COMMENTS = re.compile(
+    r'"""(?:[^\\]|\\.)*?"""|"(?:[^"\\\n]|\\.)*"|\'(?:[^\'\\\n]|\\.)*\'|#[^\n]*', re.DOTALL
+)
+
 
 def task(template: str, bucket: str, defaults: Mapping[str, Choice], **more: Any) -> Task:
     """What tuning knows a kernel by. The defaults, which depend on the kernel, are always among the values."""
@@ -56,13 +58,10 @@ def version(template: str) -> str:
 
 def _code(source: str) -> str:
     """A module's text without what changes no kernel: comments, docstrings and the space between words."""
-    lines = source.splitlines()
-    statements = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Expr))
-    for node in statements:
-        if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            lines[node.lineno - 1 : node.end_lineno] = [""] * ((node.end_lineno or node.lineno) - node.lineno + 1)
-    for token in tokenize.generate_tokens(io.StringIO("\n".join(lines)).readline):
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            lines[row - 1] = lines[row - 1][:column]
-    return "".join("".join(lines).split())
+
+    def kept(match: re.Match[str]) -> str:
+        before = source[source.rfind("\n", 0, match.start()) + 1 : match.start()]
+        is_docstring = match[0].startswith('"""') and not before.strip()
+        return "" if is_docstring or match[0].startswith("#") else match[0]
+
+    return "".join(_STRINGS_AND_COMMENTS.sub(kept, source).split())
