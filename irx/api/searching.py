@@ -72,8 +72,9 @@ def search_passes(
     glance = Journal(evaluator.glance, looked) if glances is not None else None
     units = [] if budget.exact else _units(evaluator.normalized, ctx, search)
     journal = Journal(evaluator, key)
-    spent = partial(_clock, [one for one in (journal, glance) if one is not None])
-    found = Hunt(units, journal, budget, search, spent, glance, evaluator.in_turns, started).run()
+    timed = partial(_clock, [one for one in (journal, glance) if one is not None])
+    hunt = Hunt(units, journal, budget, search, timed, glance=glance, again=evaluator.in_turns, started=started)
+    found = hunt.run()
     held = held_out(program, goal, data)
     options: dict[str, Any] = {"strict": strict, "digest": digest, "budget": budget, "data": data, "held": held}
     options["context"] = context

@@ -225,11 +225,12 @@ class _Run:
                     return self._unsteady(schedule, outcome, default, best)
                 times[schedule].append(outcome.seconds)
         first, second = (Trial(s, Outcome(sum(times[s], ()))) for s in (default.schedule, best.schedule))
-        won = first.seconds - second.seconds > max(first.noise * first.seconds, second.noise * second.seconds)
         turns = zip(times[default.schedule], times[best.schedule], strict=True)
         lost = sum(median(mine) >= median(its) for its, mine in turns)
-        decision = Decision.FASTER if won and lost <= LOST else Decision.DEFAULT
-        return TaskReport(self.task, self.trials, decision, second if decision is Decision.FASTER else first, first)
+        noise = max(first.noise * first.seconds, second.noise * second.seconds)
+        won = lost <= LOST and first.seconds - second.seconds > noise
+        decision = Decision.FASTER if won else Decision.DEFAULT
+        return TaskReport(self.task, self.trials, decision, second if won else first, first)
 
     def _unsteady(self, schedule: Schedule, outcome: Outcome, default: Trial, best: Trial) -> TaskReport:
         """A schedule that was right and then was not is refused for good; the other one stays."""

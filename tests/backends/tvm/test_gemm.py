@@ -254,6 +254,11 @@ def test_amx_of_codes(amx: Device, form: str, rounding: str) -> None:
     assert error(body(130, 256, form, rounding=rounding), 35, device=amx) < 1e-5
 
 
+@pytest.mark.parametrize(("form", "dtype"), [("bf16", "bf16"), ("f32", "f32"), ("q4_0", "f32")])
+def test_amx_behind_a_norm(amx: Device, form: str, dtype: str) -> None:
+    assert error(body(64, 96, form, dtype=dtype, norm="rms_norm"), 33, device=amx) < (1e-5 if dtype == "f32" else 8e-3)
+
+
 def test_amx_of_codes_in_bf16(amx: Device) -> None:
     """x is read where it lies, and both results of a gate come from one kernel."""
     assert error(body(64, 96, "q4_0", dtype="bf16", gated=True, residual=True), 21, device=amx) < 8e-3
