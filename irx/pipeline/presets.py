@@ -25,10 +25,11 @@ _NORMALIZE = (
     "slice-rows",
 )
 
-# Products of one input first, while they stand alone. Then regions grow: what unpacks weights, what joins products,
-# what follows them and what comes before. What no product, attention or lookup has taken is grouped at the end. The
-# step without logits is a copy of the finished one.
+# First what nobody wants of a prompt goes, then products of one input are merged, while they stand alone. Then regions
+# grow: what unpacks weights, what joins products, what follows them and what comes before. What no product, attention
+# or lookup has taken is grouped at the end. The step without logits is a copy of the finished one.
 _FUSE = (
+    "trim-rows",
     "fold-scale",
     "merge-linears",
     "split-gated",
