@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from irx.runtime.arena import CHUNK, LARGE, LINE, PAGE, SMALL, Arena, copied, zeros
+from irx.runtime.arena import CHUNK, KEPT, LARGE, LINE, PAGE, SMALL, Arena, Recycling, copied, zeros
 
 SIZES = [0, 1, LINE, SMALL - 1, SMALL, SMALL + 1, LARGE - 1, LARGE, LARGE + PAGE // 2]
 
@@ -52,6 +52,40 @@ def test_memory_is_given_back() -> None:
     gc.collect()
     assert held >= 8 * LARGE * 0.9
     assert _resident() - before < held / 2
+
+
+@pytest.mark.parametrize("size", SIZES[1:])
+def test_memory_of_an_array_that_is_gone_is_the_next_ones_and_zero(size: int) -> None:
+    arena = Recycling()
+    first = arena.zeros(size)
+    first[:] = 255
+    place = first.ctypes.data
+    del first
+    second = arena.zeros(size)
+    assert second.ctypes.data == place and not second.any()
+    assert arena.zeros(size).ctypes.data != place, "second is still there"
+
+
+def test_memory_that_a_tensor_views_is_not_gone() -> None:
+    arena, size = Recycling(), SMALL
+    view = torch.from_numpy(arena.zeros(size)).view(torch.int32).view(2, -1)[1]
+    view.fill_(7)
+    others = [arena.zeros(size) for _ in range(3)]
+    for other in others:
+        other[:] = 1
+    assert (view == 7).all()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="what is resident is read from Linux's /proc")
+def test_so_much_is_kept_and_no_more() -> None:
+    arena, count = Recycling(), 3 * KEPT // LARGE
+    before = _resident()
+    arrays = [arena.zeros(LARGE) for _ in range(count)]
+    for array in arrays:
+        array[:] = 1
+    del arrays, array
+    gc.collect()
+    assert KEPT * 0.5 < _resident() - before < KEPT * 1.5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
