@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Sequence
 from threading import Lock
 from typing import Any, TypeAlias
@@ -67,14 +67,13 @@ class Recycling(Arena):
 
     def __init__(self) -> None:
         super().__init__()
-        self._taking = Lock()
         self._gone: deque[Bytes] = deque()  # filled whenever an array ends, in any thread and under any lock
-        self._kept: OrderedDict[int, list[Bytes]] = OrderedDict()  # by size
+        self._kept: dict[int, list[Bytes]] = {}  # by size
         self._bytes = 0  # of all that are kept
 
     def zeros(self, size: int) -> Bytes:
         """As of any arena."""
-        with self._taking:
+        with self._lock:
             self._settle()
             block = self._pop(size) if size in self._kept else None
         if block is None:
@@ -88,11 +87,11 @@ class Recycling(Arena):
     def _end(self, block: Bytes) -> None:
         """Nothing refers to the array any more that was given out for a block."""
         self._gone.append(block)
-        if self._taking.acquire(blocking=False):
+        if self._lock.acquire(blocking=False):
             try:
                 self._settle()
             finally:
-                self._taking.release()
+                self._lock.release()
 
     def _settle(self) -> None:
         """Keep what is gone, and give back what is too much of it: one of each size in turn."""

@@ -30,10 +30,11 @@ look alike as long as other passes compare them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from irx.analysis.axes import operand_axes, resized
-from irx.ir.graph import Graph, Literal, Loc, Node, Value, Weight
+from irx.analysis.structure import between
+from irx.ir.graph import Graph, Loc, Node, Value, Weight
 from irx.ir.program import Program
 from irx.ir.types import TensorType
 from irx.pipeline.base import Context, Effect, Pass, Report, Site, Stage
@@ -66,17 +67,24 @@ class TrimRows(Pass):
 
 @dataclass
 class _Region:
-    """The nodes to compute for fewer rows, from the last to the first; each value's axis of tokens, where it has one;
-    and the values that they read as a whole."""
+    """The nodes to compute for fewer rows, from the last to the first, and the axis of tokens of every value that they
+    read or compute: None where it is read as a whole."""
 
-    nodes: list[Node] = field(default_factory=list)
-    axes: dict[Value, int] = field(default_factory=dict)
-    whole: set[Value] = field(default_factory=set)
+    nodes: list[Node]
+    axes: dict[Value, int | None]
 
     def sources(self) -> Iterator[Value]:
         """The values whose rows are selected."""
         made = {node.output for node in self.nodes}
-        return (value for value in self.axes if value not in made)
+        return (value for value, axis in self.axes.items() if axis is not None and value not in made)
+
+
+def _selected(gather: Node) -> tuple[Value, Value]:
+    """What rows are selected of, and which."""
+    x, rows = gather.inputs
+    assert x is not None
+    assert rows is not None
+    return x, rows
 
 
 def _region(graph: Graph, gather: Node) -> _Region:
@@ -92,14 +100,11 @@ def _region(graph: Graph, gather: Node) -> _Region:
 
 
 def _grown(graph: Graph, gather: Node, refused: set[Node]) -> _Region:
-    x = gather.inputs[0]
-    assert x is not None
-    region = _Region(axes={x: 1})
+    x, _ = _selected(gather)
+    region = _Region([], {x: 1})
     inside = {gather}
-    for node in _before(graph, gather):
+    for node in reversed(between([x], ())):
         if node in refused or node.op.name in _BOUNDARIES or len(node.outputs) != 1:
-            continue
-        if node.output not in region.axes or node.output in region.whole:
             continue
         if graph.is_output(node.output) or not inside.issuperset(graph.users(node.output)):
             continue
@@ -109,53 +114,39 @@ def _grown(graph: Graph, gather: Node, refused: set[Node]) -> _Region:
 
 
 def _join(region: _Region, node: Node) -> bool:
-    """Take a node in, where all that read an operand agree on its axis."""
-    axes = operand_axes(node, region.axes[node.output])
+    """Take a node in, where it keeps rows apart and all that read an operand agree on its axis."""
+    axis = region.axes.get(node.output)
+    axes = operand_axes(node, axis) if axis is not None else None
     if axes is None:
         return False
-    places = dict(region.axes)
-    whole = set(region.whole)
-    for value, axis in zip(node.inputs, axes, strict=True):
-        if value is None or isinstance(value, Literal):
-            continue
-        if axis is None:
-            whole.add(value)
-        elif places.setdefault(value, axis) != axis:
+    known = dict(region.axes)
+    for value, place in zip(node.inputs, axes, strict=True):
+        if value is not None and known.setdefault(value, place) != place:
             return False
-    if whole.intersection(places):
-        return False
     region.nodes.append(node)
-    region.axes, region.whole = places, whole
+    region.axes = known
     return True
 
 
-def _before(graph: Graph, gather: Node) -> list[Node]:
-    """The nodes before the selection, from the last to the first."""
-    nodes = list(graph.nodes)
-    return nodes[: nodes.index(gather)][::-1]
-
-
-def _selectable(value: Value, axis: int, gather: Node) -> bool:
+def _selectable(value: Value, axis: int | None, gather: Node) -> bool:
     """True where `gather_tokens` can select rows of the value as the selection does."""
-    x = gather.inputs[0]
-    assert x is not None
+    x, _ = _selected(gather)
     if isinstance(value, Weight) or not isinstance(value.type, TensorType):
         return False
     return axis == 1 and value.shape[:2] == x.shape[:2]
 
 
 def _trim(graph: Graph, gather: Node, region: _Region) -> None:
-    rows = gather.inputs[1]
-    assert rows is not None
+    x, rows = _selected(gather)
     fewer: dict[Value, Value] = {}
     for value in region.sources():
         fewer[value] = graph.add("gather_tokens", [value, rows], before=gather, loc=_touched(gather)).output
     for node in reversed(region.nodes):
+        axis = region.axes[node.output]
+        assert axis is not None
         operands = [v if v is None else fewer.get(v, v) for v in node.inputs]
-        attrs = resized(node, region.axes[node.output], rows.shape[1])
+        attrs = resized(node, axis, rows.shape[1])
         fewer[node.output] = graph.add(node.op, operands, attrs, before=gather, loc=_touched(node)).output
-    x = gather.inputs[0]
-    assert x is not None
     graph.replace(gather.output, fewer[x])
     erase_unused(graph, [gather])
 
