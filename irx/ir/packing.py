@@ -1,10 +1,10 @@
 """Packing: floats to the bytes of a block format, by rounding every element to the nearest value of its group's grid.
 
-The uniform quantiser: with codes of b bits a group gets the scale `max|x| / (2^(b-1) - 1)` for 8 bits; for 4 bits, so
-that all 16 codes are used, `-x / 8` of its element x of largest magnitude; with a minimum, `(max - min) / 15`. Scale
-and minimum are rounded to float16 first and codes are chosen for what is stored, so packing what was unpacked changes
-nothing (scales below 2^-14 apart). The error of an element is at most half the scale; only in 4 bits without a minimum
-may elements near the opposite of the largest be off by one scale.
+The uniform quantiser: with codes of b bits a group gets the scale `max|x| / (2^(b-1) - 1)` for 8 bits; for 4 and 5
+bits, so that all codes are used, `-x / 2^(b-1)` of its element x of largest magnitude; with a minimum, `(max - min) /
+(2^b - 1)`. Scale and minimum are rounded to float16 first and codes are chosen for what is stored, so packing what was
+unpacked changes nothing (scales below 2^-14 apart). The error of an element is at most half the scale; only in 4 and 5
+bits without a minimum may elements near the opposite of the largest be off by one scale.
 """
 
 from __future__ import annotations
@@ -79,23 +79,33 @@ def _i8(x: Floats) -> tuple[Bytes, ...]:
 
 
 def _q4_0(x: Floats) -> tuple[Bytes, ...]:
-    scale, codes = _all_sixteen(x)
-    return _half(scale), codes
+    scale, codes = _all_codes(x, 4)
+    return _half(scale), _nibbles(codes)
 
 
 def _i4(x: Floats) -> tuple[Bytes, ...]:
-    scale, codes = _all_sixteen(x)
-    return codes, _half(scale)
+    scale, codes = _all_codes(x, 4)
+    return _nibbles(codes), _half(scale)
 
 
 def _q4_1(x: Floats) -> tuple[Bytes, ...]:
-    scale, minimum, codes = _between_extremes(x)
-    return _half(scale), _half(minimum), codes
+    scale, minimum, codes = _between_extremes(x, 4)
+    return _half(scale), _half(minimum), _nibbles(codes)
 
 
 def _u4(x: Floats) -> tuple[Bytes, ...]:
-    scale, minimum, codes = _between_extremes(x)
-    return codes, _half(scale), _half(minimum)
+    scale, minimum, codes = _between_extremes(x, 4)
+    return _nibbles(codes), _half(scale), _half(minimum)
+
+
+def _q5_0(x: Floats) -> tuple[Bytes, ...]:
+    scale, codes = _all_codes(x, 5)
+    return _half(scale), _fifth_bits(codes), _nibbles(codes & 15)
+
+
+def _q5_1(x: Floats) -> tuple[Bytes, ...]:
+    scale, minimum, codes = _between_extremes(x, 5)
+    return _half(scale), _half(minimum), _fifth_bits(codes), _nibbles(codes & 15)
 
 
 def _signed(x: Floats) -> tuple[Floats, Bytes]:
@@ -104,21 +114,23 @@ def _signed(x: Floats) -> tuple[Floats, Bytes]:
     return scale, _round(x, scale).clip(-127, 127).astype(np.int8).view(np.uint8)
 
 
-def _all_sixteen(x: Floats) -> tuple[Floats, Bytes]:
-    """Scales, negative where the element of largest magnitude is positive, and codes 0 to 15 that stand for -8 to 7."""
+def _all_codes(x: Floats, bits: int) -> tuple[Floats, Bytes]:
+    """Scales, negative where the element of largest magnitude is positive, and codes, of which the middle one is 0."""
+    middle = 1 << bits - 1
     at = np.abs(x).argmax(axis=1, keepdims=True)
     largest = np.take_along_axis(x, at, axis=1)
-    scale = np.copysign(_scale(np.abs(largest), 8, spare=0.01), -largest)
-    return scale, _nibbles((_round(x, scale) + 8).clip(0, 15))
+    scale = np.copysign(_scale(np.abs(largest), middle, spare=0.01), -largest)
+    return scale, (_round(x, scale) + middle).clip(0, 2 * middle - 1).astype(np.uint8)
 
 
-def _between_extremes(x: Floats) -> tuple[Floats, Floats, Bytes]:
-    """Scales, minima rounded down, and codes 0 to 15."""
+def _between_extremes(x: Floats, bits: int) -> tuple[Floats, Floats, Bytes]:
+    """Scales, minima rounded down, and codes."""
+    most = (1 << bits) - 1
     low = x.min(axis=1, keepdims=True)
     nearest = _narrow(low)
     minimum = np.where(nearest > low, _step(nearest, -np.inf), nearest)
-    scale = _scale(x.max(axis=1, keepdims=True) - minimum, 15)
-    return scale, minimum, _nibbles(_round(x - minimum, scale).clip(0, 15))
+    scale = _scale(x.max(axis=1, keepdims=True) - minimum, most)
+    return scale, minimum, _round(x - minimum, scale).clip(0, most).astype(np.uint8)
 
 
 def _scale(extent: Floats, codes: int, spare: float = 0.5) -> Floats:
@@ -146,11 +158,16 @@ def _half(x: Floats) -> Bytes:
     return x.astype("<f2").view(np.uint8)
 
 
-def _nibbles(codes: Floats) -> Bytes:
+def _fifth_bits(codes: Bytes) -> Bytes:
+    """The fifth bit of every code, 8 a byte, the first of them lowest."""
+    return np.packbits(codes >> 4, axis=1, bitorder="little")
+
+
+def _nibbles(codes: Bytes) -> Bytes:
     """Two codes a byte: in every 32 of a row the first 16 in the low halves, the others above them."""
     rows, group = codes.shape
     width = min(group, 32) // 2
-    halves = codes.astype(np.uint8).reshape(rows, -1, 2, width)
+    halves = codes.reshape(rows, -1, 2, width)
     return (halves[:, :, 0] | halves[:, :, 1] << np.uint8(4)).reshape(rows, group // 2)
 
 
@@ -158,6 +175,8 @@ _ENCODERS: dict[str, _Encoder] = {
     "q8_0": _q8_0,
     "q4_0": _q4_0,
     "q4_1": _q4_1,
+    "q5_0": _q5_0,
+    "q5_1": _q5_1,
     **{f"i8g{group}": _i8 for group in OWN_GROUPS},
     **{f"i4g{group}": _i4 for group in OWN_GROUPS},
     **{f"u4g{group}": _u4 for group in OWN_GROUPS},

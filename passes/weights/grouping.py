@@ -13,10 +13,18 @@ from irx.ir.blocks import FORMATS
 from irx.ir.opdef import Array
 
 GROUPS = (256, 128, 64, 32, 16)
+ONLY = {5: (32,)}
+"""Groups of codes for which not all sizes have a format, by their bits."""
 SHRINKS = 0.9
 """FineQuant's threshold: the group is halved while that multiplies the typical range by less than this."""
 
-_GGML = {(8, True): "q8_0", (4, True): "q4_0", (4, False): "q4_1"}  # groups of 32
+_GGML = {
+    (8, True): "q8_0",
+    (5, True): "q5_0",
+    (5, False): "q5_1",
+    (4, True): "q4_0",
+    (4, False): "q4_1",
+}  # groups of 32
 _OWN = {(8, True): "i8g", (4, True): "i4g", (4, False): "u4g"}
 _ELEMENTS_AT_ONCE = 1 << 22
 
@@ -26,9 +34,10 @@ def format_name(bits: int, symmetric: bool, group: int) -> str:
     return _GGML[bits, symmetric] if group == 32 else f"{_OWN[bits, symmetric]}{group}"
 
 
-def fitting(columns: int, largest: int) -> list[int]:
-    """The groups up to `largest` that divide a row, largest first."""
-    return [group for group in GROUPS if group <= largest and columns % group == 0]
+def fitting(columns: int, largest: int, bits: int) -> list[int]:
+    """The groups of codes of `bits` bits that divide a row, largest first: up to `largest`, where there is a choice."""
+    groups = ONLY.get(bits) or [group for group in GROUPS if group <= largest]
+    return [group for group in groups if columns % group == 0]
 
 
 def finest_needed(array: Array, groups: list[int]) -> int:

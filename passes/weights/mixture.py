@@ -20,7 +20,7 @@ from irx.ir.packing import pack
 KEPT = 16
 """Bits of a matrix that stays as it is."""
 
-_CHOICES = (4, 8, KEPT)
+_CHOICES = (4, 5, 8, KEPT)
 
 
 @dataclass(frozen=True)

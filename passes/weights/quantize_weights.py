@@ -1,4 +1,4 @@
-"""quantize-weights: the matrices of linears, embeddings and experts are stored in 8 or 4 bits, in blocks with scales.
+"""quantize-weights: matrices of linears, embeddings and experts are stored in 8, 5 or 4 bits, in blocks with scales.
 
 Before:
 
@@ -29,7 +29,7 @@ from irx.ir.opdef import Array
 from irx.ir.packing import pack
 from irx.ir.program import Program
 from irx.passes.weights.error import ProductError, on_grid
-from irx.passes.weights.grouping import GROUPS, bits_of, finest_needed, fitting, format_name
+from irx.passes.weights.grouping import GROUPS, ONLY, bits_of, finest_needed, fitting, format_name
 from irx.passes.weights.mixture import KEPT, Levels, Override, finest, output_error, stated_bits
 from irx.passes.weights.moments import channel_rms, floats, product_inputs
 from irx.passes.weights.uses import EMBEDDING, HEAD, Matrix, matrices, prepared
@@ -42,13 +42,13 @@ _NAMES = {HEAD: "the LM head", EMBEDDING: "an embedding"}
 
 @dataclass(frozen=True)
 class QuantizeWeights(Pass):
-    """Store matrices in 8 or 4 bits with a float16 scale (and, unless `symmetric`, a minimum) for every group of a row.
+    """Store matrices in 8, 5 or 4 bits with a float16 scale (and, unless `symmetric`, a minimum) for groups of a row.
 
-    `scheme` rtn: groups of `group`, or the largest smaller size that divides a row; fine: groups as coarse as the
-    matrix allows, at least `group`. `skip` keeps parts as they are: `head`, `embed`, `none`; by default both in 4 bits.
-    `mixed` states other bits for matrices by name, 16 for none, whatever `skip` says: `["*.down_proj.weight=8"]`.
-    `mean-bits` lets the output error on the user's data decide which linears get 8 bits and which 4, so that these take
-    at most that many an element on average, scales included (or all get 4).
+    `scheme` rtn: groups of `group`, or the largest smaller size that divides a row (in 5 bits always 32); fine: groups
+    as coarse as the matrix allows, at least `group`. `skip` keeps parts as they are: `head`, `embed`, `none`; by
+    default both, and none in 8 bits. `mixed` states other bits for matrices by name, 16 for none, whatever `skip` says:
+    `["*.down_proj.weight=8"]`. `mean-bits` lets the output error on the user's data decide which linears get 8 bits and
+    which 4, so that these take at most that many an element on average, scales included (or all get 4).
     """
 
     scheme: Literal["rtn", "fine"] = "rtn"
@@ -66,18 +66,19 @@ class QuantizeWeights(Pass):
     measure = "mean KL of next-token distributions under teacher forcing; for encoders the cosine of embeddings"
 
     def __post_init__(self) -> None:
-        if self.bits not in (4, 8):
-            raise ValueError(f"bits is {self.bits}, but must be 4 or 8")
-        if self.group not in GROUPS:
-            raise ValueError(f"group is {self.group}, but must be one of {', '.join(map(str, sorted(GROUPS)))}")
+        if self.bits not in (4, 5, 8):
+            raise ValueError(f"bits is {self.bits}, but must be 4, 5 or 8")
+        groups = ONLY.get(self.bits, GROUPS)
+        if self.group not in groups:
+            raise ValueError(f"group is {self.group}, but must be one of {', '.join(map(str, sorted(groups)))}")
         if self.bits == 8 and not self.symmetric and not self.mixed and self.mean_bits is None:
-            raise ValueError("symmetric=false is for bits=4: in 8 bits a minimum gains nothing")
-        if self.scheme == "fine" and not self.symmetric:
-            raise ValueError("symmetric=false is for scheme=rtn: FineQuant is symmetric")
+            raise ValueError("symmetric=false is for bits=4 and 5: in 8 bits a minimum gains nothing")
+        if self.scheme == "fine" and (not self.symmetric or self.bits in ONLY):
+            raise ValueError("symmetric=false and bits=5 are for scheme=rtn: FineQuant has neither")
         if self.mean_bits is not None and self.scheme == "fine":
             raise ValueError("mean-bits is for scheme=rtn")
-        if self.mean_bits is not None and self.bits == 4:
-            raise ValueError("bits=4 and mean-bits exclude each other: mean-bits chooses 4 or 8 for every matrix")
+        if self.mean_bits is not None and self.bits != 8:
+            raise ValueError(f"bits={self.bits} and mean-bits exclude each other: that chooses 4 or 8 for every matrix")
         if self.mean_bits is not None and not 4 < self.mean_bits < 16:
             raise ValueError(f"mean-bits is {self.mean_bits}, but must be between 4 and 16")
         for text in self.mixed:
@@ -98,7 +99,7 @@ class QuantizeWeights(Pass):
     def skipped(self) -> frozenset[str]:
         """The parts that stay as they are."""
         if self.skip == "auto":
-            return frozenset({HEAD, EMBEDDING} if self.bits == 4 or self.mean_bits is not None else ())
+            return frozenset({HEAD, EMBEDDING} if self.bits < 8 or self.mean_bits is not None else ())
         parts = (self.skip,) if isinstance(self.skip, str) else self.skip or ()
         return frozenset(parts)
 
@@ -130,7 +131,7 @@ class _Quantization:
 
     def _levels(self, array: Array, rms: Array) -> Levels:
         """The two formats of a matrix, with the bits that they take and the error that they make."""
-        (group,) = fitting(array.shape[-1], self.options.group)[:1]
+        (group,) = fitting(array.shape[-1], self.options.group, 4)[:1]
         coarse, fine = self._name(4, group), self._name(8, group)
         errors = output_error(array, rms, coarse), output_error(array, rms, fine)
         return Levels(array.size, (bits_of(coarse), bits_of(fine)), errors)
@@ -166,16 +167,17 @@ class _Quantization:
             return None, kept
         columns = weight.shape[-1]
         fine = options.scheme == "fine"
-        groups = fitting(int(str(columns)), GROUPS[0] if fine else options.group)
+        bits = stated or self.chosen.get(weight, options.bits)
+        groups = fitting(int(str(columns)), GROUPS[0] if fine else options.group, bits)
         if not groups:
-            return None, f"rows of {columns} elements are no whole groups of {GROUPS[-1]} or more"
+            return None, f"rows of {columns} elements are no whole groups of {ONLY.get(bits, GROUPS)[-1]} or more"
         coarse = [group for group in groups if group >= options.group] or groups[:1]
         try:
             array: Array | None = self.program.weights.array(weight) if fine else None
         except UnboundWeight:
             return None, "fine looks at the weight, which has no array"
         group = groups[0] if array is None else finest_needed(array, coarse)
-        return self._name(stated or self.chosen.get(weight, options.bits), group), ""
+        return self._name(bits, group), ""
 
     def _kept(self, matrix: Matrix, stated: int | None) -> str | None:
         """Why a weight must stay as it is, whatever its size."""

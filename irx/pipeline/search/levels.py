@@ -45,7 +45,7 @@ FINE = 6  # attention and feed-forward units and blocks, the least important, th
 _BY_SIMILARITY = "skip-layers{policy=similarity"
 REPAIRED = " | repair-output"
 THE_REST = " | quantize-weights{bits=8}"  # embedding and LM head, which 4 bits leave as they are
-THE_REST_FINE = " | quantize-weights{bits=4, symmetric=false, group=16, skip=none}"
+THE_REST_IN_5 = " | quantize-weights{bits=5, symmetric=false, skip=none}"
 _CODES_WITH_TAIL = tuple(f"kv-quantize{{scheme=kivi, bits={bits}}}" for bits in (4, 2))
 _RING = "kv-ring{window=256}"
 # These exclude each other, and gain where contexts are longer than their tails and windows. Codes and rings are judged
@@ -72,7 +72,7 @@ TABLE: Sequence[Unit] = (
             f"quantize-weights{{mean-bits=7.5, symmetric=false}}{THE_REST}",
             f"quantize-weights{{mean-bits=6.5, symmetric=false}}{THE_REST}",
             f"quantize-weights{{bits=4, symmetric=false}}{THE_REST}",
-            f"quantize-weights{{bits=4, symmetric=false}}{THE_REST_FINE}",
+            f"quantize-weights{{bits=4, symmetric=false}}{THE_REST_IN_5}",
             "quantize-weights{bits=4, symmetric=false, skip=none}",
             "quantize-weights{bits=4, skip=none}",
         ),

@@ -131,7 +131,7 @@ def test_the_error_is_that_of_the_output() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ('mixed=["a=5"]', "mixed holds 'a=5', but must hold name=bits with bits one of 4, 8, 16"),
+        ('mixed=["a=6"]', "mixed holds 'a=6', but must hold name=bits with bits one of 4, 5, 8, 16"),
         ('mixed=["a"]', "mixed holds 'a'"),
         ("mean-bits=3.0", "mean-bits is 3.0, but must be between 4 and 16"),
         ("mean-bits=6.0, bits=4", "bits=4 and mean-bits exclude each other"),

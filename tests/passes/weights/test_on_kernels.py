@@ -49,6 +49,7 @@ def model() -> Program:
         "quantize-weights{skip=none} | slice-ffn{keep=0.667, multiple=32}",
         "lowrank-weights{rank=16}",
         "quantize-weights{mean-bits=6.5}",
+        "quantize-weights{bits=5, symmetric=false, skip=none}",
     ],
 )
 def test_kernels_compute_what_torch_computes(text: str) -> None:

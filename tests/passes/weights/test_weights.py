@@ -73,7 +73,8 @@ def changed(program: Program) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("options", "bits", "largest"),
     [("", 8.5, 0.02), ("{bits=8, group=64}", 8.25, 0.02), ("{bits=4, skip=none}", 4.5, 0.4),
-     ("{bits=4, group=64, skip=[]}", 4.25, 0.4), ("{bits=4, symmetric=false, skip=none}", 5.0, 0.4)],
+     ("{bits=4, group=64, skip=[]}", 4.25, 0.4), ("{bits=4, symmetric=false, skip=none}", 5.0, 0.4),
+     ("{bits=5, skip=none}", 5.5, 0.2), ("{bits=5, symmetric=false, skip=none}", 6.0, 0.2)],
 )  # fmt: skip
 def test_bytes_are_those_of_the_format_and_errors_are_small(options: str, bits: float, largest: float) -> None:
     program = tied()
@@ -96,7 +97,7 @@ def test_errors_of_weights_are_within_the_bound_of_their_groups(columns: int, bi
     for name, array in weights.items():
         ((packed, values),) = [(k, v) for k, v in after.items() if k.startswith(name)]
         size = FORMATS[packed.rpartition(".")[2]].elements
-        assert size == fitting(columns, group)[0]
+        assert size == fitting(columns, group, bits)[0]
         extent = np.repeat(np.abs(array.reshape(-1, size)).max(1), size).reshape(array.shape)
         # Half a step in 8 bits; in 4 bits a step of an eighth, of which the far end may be off by a whole one.
         bound = extent / 127 * 0.51 if bits == 8 else extent / 8 * 1.01
@@ -149,6 +150,16 @@ def test_without_arrays_weights_are_packed_all_the_same_but_not_looked_at() -> N
     report = run("quantize-weights{scheme=fine}", parse(TIED.format(columns=64)))
     assert report.sites == []
     assert {miss.reason for miss in report.near_misses} == {"fine looks at the weight, which has no array"}
+
+
+def test_five_bits_have_groups_of_32_alone() -> None:
+    program = tied(48)
+    report = run("quantize-weights{bits=5, skip=none}", program)
+    assert report.sites == []
+    assert {miss.reason for miss in report.near_misses} == {"rows of 48 elements are no whole groups of 32 or more"}
+    program = tied(64)
+    run('quantize-weights{bits=4, group=16, skip=none, mixed=["up=5"]}', program)
+    assert sorted(weight.dtype for weight in program.used_weights()) == ["i4g16", "q5_0"]
 
 
 def test_fuel_ends_between_weights() -> None:
@@ -208,10 +219,13 @@ def test_linears_of_one_value_share_its_rounding() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("quantize-weights{bits=3}", "bits is 3, but must be 4 or 8"),
+        ("quantize-weights{bits=3}", "bits is 3, but must be 4, 5 or 8"),
+        ("quantize-weights{bits=5, group=64}", "group is 64, but must be one of 32"),
+        ("quantize-weights{bits=5, scheme=fine}", "bits=5 are for scheme=rtn"),
+        ("quantize-weights{bits=5, mean-bits=6}", "bits=5 and mean-bits exclude each other"),
         ("quantize-weights{group=48}", "group is 48, but must be one of 16, 32, 64, 128, 256"),
-        ("quantize-weights{symmetric=false}", "symmetric=false is for bits=4"),
-        ("quantize-weights{bits=4, scheme=fine, symmetric=false}", "symmetric=false is for scheme=rtn"),
+        ("quantize-weights{symmetric=false}", "symmetric=false is for bits=4 and 5"),
+        ("quantize-weights{bits=4, scheme=fine, symmetric=false}", "symmetric=false and bits=5 are for scheme=rtn"),
         ("quantize-weights{scheme=fin}", "did you mean 'fine'?"),
         ("quantize-weights{skip=tail}", "option 'skip' of pass 'quantize-weights' must be"),
         ("quantize-weights{skip=[head, tail]}", "option 'skip' of pass 'quantize-weights' must be"),
