@@ -12,6 +12,7 @@ from irx.api.assembling import build as build
 from irx.api.assembling import divide as divide
 from irx.api.assembling import load_kernel
 from irx.api.assembling import schedule as schedule
+from irx.api.assembling import tasks as tasks
 from irx.api.measuring import runner as runner
 from irx.api.measuring import transform as transform
 from irx.api.optimizing import names_lossy

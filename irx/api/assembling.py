@@ -29,6 +29,7 @@ from irx.runtime.snapshot import declared, stored_weights, tensor_of
 from irx.runtime.spill import settled
 from irx.runtime.store import WeightStore
 from irx.target import Device, Target
+from irx.tuning import Task
 from irx.tuning import tune as search_schedules
 
 LARGE = 64 << 20  # bytes of weights of which a second copy is looked for
@@ -46,12 +47,16 @@ def divide(program: Program, goal: Target, ledger: Ledger) -> dict[str, Backend]
     return parts
 
 
+def tasks(program: Program, parts: Mapping[str, Backend], device: Device) -> list[Task]:
+    """What tuning can choose in the kernels of all graphs."""
+    return [task for name, graph in program.graphs.items() for task in parts[name].spaces(program, graph, device)]
+
+
 def schedule(program: Program, parts: Mapping[str, Backend], goal: Target, ledger: Ledger, effort: str) -> None:
     """Step 5: search for schedules where that was asked for; building uses the best that is known either way."""
     if effort == "none":
         return
-    found = [parts[name].spaces(program, graph, goal.device) for name, graph in program.graphs.items()]
-    report = search_schedules([task for tasks in found for task in tasks], goal.device, effort=effort)
+    report = search_schedules(tasks(program, parts, goal.device), goal.device, effort=effort)
     ledger.notes += [f"tuning refused {line}" for line in report.remarks()]
 
 

@@ -67,14 +67,13 @@ def write_rows(device: str, models: Sequence[str], file: Path) -> int:
 
 def _tasks(model: str, device: str, pipeline: str) -> list[Task]:
     """What the model can tell apart in the kernels of all graphs of a program."""
-    from irx.api import aim, divide, optimize
+    from irx.api import aim, divide, optimize, tasks
     from irx.bench.programs import shape
 
     goal = aim(device)
     program, ledger = optimize(shape(model), goal, pipeline)
-    parts = divide(program, goal, ledger)
-    found = [parts[name].spaces(program, graph, goal.device) for name, graph in program.graphs.items()]
-    return [task for tasks in found for task in tasks if task.model and task.key.template in TRIED]
+    found = tasks(program, divide(program, goal, ledger), goal.device)
+    return [task for task in found if task.model and task.key.template in TRIED]
 
 
 if __name__ == "__main__":

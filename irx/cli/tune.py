@@ -70,14 +70,14 @@ def _tune(arguments: Namespace) -> None:
     from irx.tuning import Database, tune
 
     with progress(f"Reading {arguments.model}"):
-        tasks, device = _tasks(arguments)
-    if not tasks:
+        found, device = _tasks(arguments)
+    if not found:
         say("no kernel of this model has choices to make")
     database = Database()
     seconds = None if arguments.minutes is None else arguments.minutes * 60
-    with _bar(len(tasks)) as heard:
+    with _bar(len(found)) as heard:
         report = tune(
-            tasks,
+            found,
             device,
             effort=arguments.effort,
             database=database,
@@ -90,14 +90,12 @@ def _tune(arguments: Namespace) -> None:
 
 def _tasks(arguments: Namespace) -> tuple[list[Task], Device]:
     """Everything that can be tuned in the kernels of all graphs."""
-    from irx.api import aim, divide, floats_of, optimize
+    from irx.api import aim, divide, floats_of, optimize, tasks
     from irx.frontends.sources import read
 
     goal = aim(arguments.target)
     program, ledger = optimize(read(arguments.model, activations=floats_of(goal)).program, goal, arguments.pipeline)
-    parts = divide(program, goal, ledger)
-    found = [parts[name].spaces(program, graph, goal.device) for name, graph in program.graphs.items()]
-    return [task for tasks in found for task in tasks], goal.device
+    return tasks(program, divide(program, goal, ledger), goal.device), goal.device
 
 
 @contextmanager

@@ -19,8 +19,7 @@ def made_for(program: Program, device: Device, pipeline: str, search: float) -> 
     made, ledger = api.optimize(source.program, goal, pipeline)
     parts = api.divide(made, goal, ledger)
     if search > 0:
-        found = [parts[name].spaces(made, graph, goal.device) for name, graph in made.graphs.items()]
-        tune(_unknown([task for tasks in found for task in tasks], device), goal.device, seconds=search)
+        tune(_unknown(api.tasks(made, parts, goal.device), device), goal.device, seconds=search)
     return api.assemble(made, parts, goal, ledger, source)
 
 
