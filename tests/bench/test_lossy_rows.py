@@ -173,10 +173,8 @@ def test_what_a_search_tells_the_bench() -> None:
     assert lossy.outside([kept, said, unpaid]) == "skip: over budget: kl 0.06 of 0.05"
     assert lossy.outside([kept, unpaid]) == ""
     assert lossy.times(notes) == (25, 310) and lossy.times(notes[:1]) == ()
-    rows = list(
-        lossy.Searched("kl at most 0.05")._times([*notes, "search: 3 candidates were known from an earlier search"])
-    )
+    rows = list(lossy.Searched("kl", 0.05)._times([*notes, "search: 3 candidates were known from an earlier search"]))
     assert [row.verdict for row in rows] == ["holds", "holds"]
     assert all("known from an earlier search" in row.note for row in rows)
-    slow = list(lossy.Searched("kl at most 0.05")._times(["search: a first answer after 200 s, the best after 210 s"]))
+    slow = list(lossy.Searched("kl", 0.05)._times(["search: a first answer after 200 s, the best after 210 s"]))
     assert [row.verdict for row in slow] == ["above", "holds"]

@@ -30,45 +30,17 @@ from irx.pipeline.search.levels import TABLE, unrepaired
 from irx.pipeline.search.settle import lost
 from irx.pipeline.text import read_items
 
-CONTEXT = 128
+CONTEXT, LONG_CONTEXT = 128, 2048
 MINUTES, QUICK_MINUTES = 10.0, 0.5
 FAMILIES_ALONE = ("depth", "attention", "cache", "weights")
 QUICK_ALONE = ("depth", "weights")
 TRIES = 3  # candidates of a family, fastest first, until one stays inside on held-out data
-QUICK_BUDGET = "kl at most 0.05"
 EXACT, EAGER = "IRX exact f32", "eager f32"
+FASTER = 8.0  # than the exact float32 program
 FIRST_SECONDS, BEST_SECONDS = 180.0, 1200.0
-BUDGETS: dict[str, dict[str, Any]] = {"ppl_ratio at most 1.02": {"ppl_ratio": 1.02}, "kl at most 0.05": {"kl": 0.05}}
 COSINE = 0.99
 LETTERS, QUICK_LETTERS = 120_000, 60_000  # of the text, half of them to judge by
 TEXTS = 256  # of about 128 tokens, for the encoder
-
-
-def searched(lab: Lab, limits: dict[str, Any]) -> Any:
-    """The language model in float32 under a budget."""
-    import irx
-
-    search = irx.Search(minutes=QUICK_MINUTES if lab.quick else MINUTES)
-    return lab.irx_with("f32", "default", budget=irx.Budget(**limits), data=_texts(lab), search=search)
-
-
-def alone(lab: Lab, limits: dict[str, Any], family: str) -> Any:
-    """The language model with the best that the search found of one family, as held-out data see it.
-
-    Raises Absent where there is nothing, or nothing of the fastest few stays inside the budget there.
-    """
-    import irx
-    from irx.passes import passes
-    from irx.pipeline.search import joined
-
-    reasons = f"no pass of {family} alone is faster inside the budget"
-    for passes_alone in texts_alone(searched(lab, limits).ledger().points, family)[:TRIES]:
-        pipeline = str(joined("default", passes_alone, passes()))
-        fast = lab.irx_with("f32", pipeline, budget=irx.Budget(**limits), data=_texts(lab))
-        reasons = outside(fast.ledger().rows)
-        if not reasons:
-            return fast
-    raise Absent(reasons)
 
 
 def texts_alone(points: Sequence[Point], family: str) -> list[str]:
@@ -87,44 +59,99 @@ def outside(rows: Sequence[LedgerRow]) -> str:
 
 @dataclass(frozen=True)
 class Searched:
-    """One budget on the language model."""
+    """One budget on the language model in float32: at most `most` of a metric, for steps behind `context` tokens."""
 
-    label: str
+    metric: str
+    most: float
+    context: int = CONTEXT
+    wanted: float | None = FASTER
+    quick: bool = False
+    """Whether a quick run has it."""
     name: str = "lossy"
+
+    @property
+    def label(self) -> str:
+        """The budget, and what is special about the steps."""
+        behind = "" if self.context == CONTEXT else f" behind {self.context} tokens"
+        return f"{self.metric} at most {self.most}{behind}"
 
     @property
     def title(self) -> str:
         """What is measured."""
-        return f"SmolLM2 in float32 under a budget, {self.label}: one decode step at a context of {CONTEXT} tokens"
+        budget = f"{self.metric} at most {self.most}"
+        return f"SmolLM2 in float32 under a budget, {budget}: one decode step at a context of {self.context} tokens"
 
     def measure(self, lab: Lab) -> Iterator[Result]:
         """Times in turns, with what was chosen and what it spends."""
-        if lab.quick and self.label != QUICK_BUDGET:
+        if lab.quick and not self.quick:
             return
-        limits, families = BUDGETS[self.label], QUICK_ALONE if lab.quick else FAMILIES_ALONE
-        alone = {f"IRX {family} alone": partial(_alone, limits=limits, family=family) for family in families}
+        families = QUICK_ALONE if lab.quick else FAMILIES_ALONE
+        alone = {f"IRX {family} alone": partial(self._alone, family=family) for family in families}
         race = Race(
             name=self.name,
             title=self.title,
             reference=EXACT,
             candidates={
-                EXACT: Candidate(_exact, None),
-                EAGER: Candidate(_eager_language, None),
-                "IRX searched": Candidate(partial(_ready, limits=limits), None),
+                EXACT: Candidate(lambda lab: self._step(lab, lab.made("f32", "default")), None),
+                EAGER: Candidate(lambda lab: Ready(eager_decode(lab.module("f32"), lab.ids(self.context))), None),
+                "IRX searched": Candidate(lambda lab: self._step(lab, self._searched(lab)), None),
                 **{name: Candidate(make, None) for name, make in alone.items()},
             },
             rows=(
-                Row(f"{self.label}: against the exact float32 program", "IRX searched", (EXACT,), 8.0, "searched"),
-                Row(f"{self.label}: against eager float32", "IRX searched", (EAGER,), None, "searched"),
-                *(
-                    Row(f"{self.label}: against {name.removeprefix('IRX ')}", "IRX searched", (name,), 1.0, "searched")
-                    for name in alone
-                ),
+                self._row("the exact float32 program", EXACT, self.wanted),
+                self._row("eager float32", EAGER, None),
+                *(self._row(name.removeprefix("IRX "), name, 1.0) for name in alone),
             ),
         )
         for result in race.measure(lab):
-            yield result.measured(result.figure, result.verdict, note=_told(lab, limits)) if result.figure else result
-        yield from self._times(searched(lab, limits).ledger().notes)
+            yield result.measured(result.figure, result.verdict, note=self._told(lab)) if result.figure else result
+        yield from self._times(self._searched(lab).ledger().notes)
+
+    def _row(self, what: str, other: str, wanted: float | None) -> Row:
+        return Row(f"{self.label}: against {what}", "IRX searched", (other,), wanted, "searched")
+
+    def _searched(self, lab: Lab) -> Any:
+        import irx
+
+        search = irx.Search(minutes=QUICK_MINUTES if lab.quick else MINUTES)
+        return self._compiled(lab, "default", search=search)
+
+    def _compiled(self, lab: Lab, pipeline: str, **options: Any) -> Any:
+        import irx
+
+        data, budget = [text()[: QUICK_LETTERS if lab.quick else LETTERS]], irx.Budget(**{self.metric: self.most})
+        return lab.irx_with("f32", pipeline, budget=budget, data=data, context=self.context, **options)
+
+    def _alone(self, lab: Lab, family: str) -> Ready:
+        """The best that the search found of one family, as held-out data see it.
+
+        Raises Absent where there is nothing, or nothing of the fastest few stays inside the budget there.
+        """
+        from irx.passes import passes
+        from irx.pipeline.search import joined
+
+        reasons = f"no pass of {family} alone is faster inside the budget"
+        for passes_alone in texts_alone(self._searched(lab).ledger().points, family)[:TRIES]:
+            fast = self._compiled(lab, str(joined("default", passes_alone, passes())))
+            reasons = outside(fast.ledger().rows)
+            if not reasons:
+                return self._step(lab, fast)
+        raise Absent(reasons)
+
+    def _step(self, lab: Lab, fast: Any) -> Ready:
+        size = moved(fast, "decode", {"B": 1, "T": self.context + 1})
+        return Ready(irx_decode(fast, lab.ids(self.context)), size)
+
+    def _told(self, lab: Lab) -> str:
+        """What was chosen, how long that took, and what it costs on held-out text."""
+        try:
+            ledger = self._searched(lab).ledger()
+        except IRXError as error:
+            return str(error)
+        wanted = ("search: chosen", "search: a first answer", "search: the best is that of")
+        notes = [note.removeprefix("search: ") for note in ledger.notes if note.startswith(wanted)]
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in ledger.summary.quality.items())
+        return "; ".join([*notes, f"on held-out text {figures or 'nothing is spent'}"])
 
     def _times(self, notes: Sequence[str]) -> Iterator[Result]:
         """How long the search took; of one that went on with what an earlier one had measured, the note says so."""
@@ -138,43 +165,6 @@ def times(notes: Sequence[str]) -> tuple[float, ...]:
     """Seconds to the first answer and to the best; nothing where the search found none."""
     found = [re.search(r"a first answer after (\d+) s, the best after (\d+) s", note) for note in notes]
     return next((tuple(map(float, match.groups())) for match in found if match), ())
-
-
-def _exact(lab: Lab) -> Ready:
-    fast = lab.made("f32", "default")
-    return Ready(irx_decode(fast, lab.ids(CONTEXT)), moved(fast, "decode", {"B": 1, "T": CONTEXT + 1}))
-
-
-def _eager_language(lab: Lab) -> Ready:
-    return Ready(eager_decode(lab.module("f32"), lab.ids(CONTEXT)))
-
-
-def _ready(lab: Lab, limits: dict[str, Any]) -> Ready:
-    return _step(searched(lab, limits), lab)
-
-
-def _alone(lab: Lab, limits: dict[str, Any], family: str) -> Ready:
-    return _step(alone(lab, limits, family), lab)
-
-
-def _step(fast: Any, lab: Lab) -> Ready:
-    return Ready(irx_decode(fast, lab.ids(CONTEXT)), moved(fast, "decode", {"B": 1, "T": CONTEXT + 1}))
-
-
-def _told(lab: Lab, limits: dict[str, Any]) -> str:
-    """What was chosen, how long that took, and what it costs on held-out text."""
-    try:
-        ledger = searched(lab, limits).ledger()
-    except IRXError as error:
-        return str(error)
-    wanted = ("search: chosen", "search: a first answer", "search: the best is that of")
-    notes = [note.removeprefix("search: ") for note in ledger.notes if note.startswith(wanted)]
-    figures = ", ".join(f"{name} {value:.4g}" for name, value in ledger.summary.quality.items())
-    return "; ".join([*notes, f"on held-out text {figures or 'nothing is spent'}"])
-
-
-def _texts(lab: Lab) -> list[str]:
-    return [text()[: QUICK_LETTERS if lab.quick else LETTERS]]
 
 
 def _encoder(lab: Lab) -> Ready:
@@ -218,7 +208,9 @@ def _eager(lab: Lab) -> Ready:
 
 FAMILIES = (
     Predicted(),
-    *(Searched(label) for label in BUDGETS),
+    Searched("ppl_ratio", 1.02),
+    Searched("kl", 0.05, quick=True),
+    Searched("ppl_ratio", 1.02, LONG_CONTEXT, wanted=None),
     Race(
         name="lossy",
         title=f"MiniLM under a budget, cosine at least {COSINE}: one text of 128 tokens",
