@@ -11,7 +11,7 @@ from irx.ops.eviction import kept_count
 from irx.runtime.kv import KVState
 from irx.runtime.kv_kept import Kept
 
-_ROWS = 256  # queries whose logits are in memory at once
+_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 26}  # in memory at once: what stays in caches, and what fills a device
 
 
 def kv_keep(
@@ -72,26 +72,26 @@ def _received(
     batch, groups, slots = places.shape
     count = min(rows or pos.shape[1], pos.shape[1])
     columns = pos.argsort(dim=1, stable=True)[:, -count:]  # the last real tokens; padding is before them
+    oldest = torch.tensor(lengths, device=pos.device)[:, None] - (rows or max(lengths))
     found = torch.zeros(batch, groups, slots, device=keys.device)
-    for start in range(0, count, _ROWS):
-        some = columns[:, start : start + _ROWS]
-        queries = q.gather(2, some[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3]))
+    for some in columns.split(max(1, _LOGITS[keys.device.type] // (batch * q.shape[1] * slots)), dim=1):
         at = pos.gather(1, some)
-        oldest = torch.tensor(lengths, device=pos.device)[:, None] - (rows or max(lengths))
-        p = _shares(queries, keys, places, at, sinks, scale, softcap)
-        p = p * ((at >= 0) & (at >= oldest))[:, None, :, None]
-        found += p.sum(2).view(batch, groups, -1, slots).sum(2)
+        at = at.masked_fill(at < oldest, -1)
+        there = int((places <= at.max()).sum(2).max())  # later slots are not seen by any of these queries
+        queries = q.gather(2, some[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3]))
+        p = _shares(queries, keys[:, :, :there], places[..., :there], at, sinks, scale, softcap)
+        found[..., :there] += p.sum(2).view(batch, groups, -1, there).sum(2)
     return found
 
 
 def _shares(
     q: Tensor, keys: Tensor, places: Tensor, at: Tensor, sinks: Tensor | None, scale: float, softcap: float | None
 ) -> Tensor:
-    """softmax(q k^T) of queries at `at` [B, R]: f32[B, H, R, T]."""
+    """softmax(q k^T) of queries at `at` [B, R], nothing for those at -1: f32[B, H, R, T]."""
     seen = (places[:, :, None] <= at[:, None, :, None]) & (places >= 0)[:, :, None]
-    hidden = ~seen.repeat_interleave(q.shape[1] // keys.shape[1], 1)
-    logits = logits_of(q, keys, scale, softcap).masked_fill(hidden, -torch.inf)
+    logits = logits_of(q, keys, scale, softcap)
+    logits.view(*keys.shape[:2], -1, *logits.shape[2:]).masked_fill_(~seen[:, :, None], -torch.inf)
     if sinks is not None:
         sink = sinks.to(logits.dtype)[:, None, None].expand(*logits.shape[:3], 1)
         return torch.cat([logits, sink], -1).softmax(-1)[..., :-1].nan_to_num().float()
-    return logits.softmax(-1).nan_to_num().float()
+    return logits.softmax(-1).nan_to_num_().float()
