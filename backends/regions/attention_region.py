@@ -78,7 +78,10 @@ class Append:
 
 @dataclass(frozen=True)
 class Attend:
-    """An attention: to a state (`state`, `positions`) or to `k` and `v`. `mask` and `bias` are [B, H, S, T] views."""
+    """An attention: to a state (`state`, `positions`) or to `k` and `v`. `mask` and `bias` are [B, H, S, T] views.
+
+    Of a state the `first` tokens are seen besides those of a window.
+    """
 
     q: Heads
     scale: float
@@ -86,6 +89,7 @@ class Attend:
     window: int | None
     softcap: float | None
     sinks: Value | None = None
+    first: int = 0
     state: Value | None = None
     kv: KVType | None = None
     positions: View | None = None
@@ -241,8 +245,8 @@ class _Parser:
         base = self._common(node)
         if kv.window is not None and node.operand("slots") is not None and base.q.view.shape[2] == 1:
             base = replace(base, window=None)  # a ring holds what one token sees, and nothing else
-        elif node.attr("first") and base.window is not None:
-            raise Refusal("the first tokens are seen besides those of a window")
+        elif base.window is not None:
+            base = replace(base, first=int(cast("int", node.attr("first"))))
         self._finish(
             node,
             replace(

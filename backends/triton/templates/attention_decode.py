@@ -144,13 +144,13 @@ class _Decode:
 
     def _share(self) -> None:
         """The tokens [start, stop) of this program; `active` programs of the unit have some."""
-        w, d, window = self.w, self.decode, self.form.attend.window
+        w, d, attend = self.w, self.decode, self.form.attend
         w("end = tl.max(tl.max(position, 1), 0) + 1")
-        if window is None:
+        if attend.window is None or attend.first:
             w("begin = 0")
         else:
             w("earliest = tl.min(tl.min(tl.where(position < 0, end, position), 1), 0)")
-            w(f"begin = tl.maximum(earliest - {window - 1}, 0) // {d.tokens} * {d.tokens}")
+            w(f"begin = tl.maximum(earliest - {attend.window - 1}, 0) // {d.tokens} * {d.tokens}")
         w(f"each = tl.cdiv(tl.cdiv(end - begin, {d.tokens}), {d.split})")
         w(f"active = tl.cdiv(tl.cdiv(end - begin, {d.tokens}), tl.maximum(each, 1))")
         w(f"start = begin + share * each * {d.tokens}")

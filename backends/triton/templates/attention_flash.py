@@ -89,7 +89,8 @@ class _Flash:
         if isinstance(self.form.keys, TailedKeys) and self.form.keys.fresh is not None:
             self.form.keys.fresh.emit_shift(w, self.arguments)
         before = () if attend.window is None else (("begin", "open", True),)
-        ranges = (*before, ("open", "closed", False), ("closed", "end", True))
+        first = (("0", "leading", True),) if attend.first else ()
+        ranges = (*first, *before, ("open", "closed", False), ("closed", "end", True))
         self._tiles(self.form, queries, state, ranges, "end")
         self._store(emit_result(w, state))
         grid = (f"ceil({self.length}, {f.queries})", str(heads), self.arguments.size(batch))
@@ -139,7 +140,7 @@ class _Flash:
         w("position = tl.where(found < 0, latest, found)")
 
     def _range(self) -> None:
-        """Tokens [begin, end) are seen by some row, [open, closed) in whole tiles by all."""
+        """Tokens before `leading` and in [begin, end) are seen by some row, [open, closed) in whole tiles by all."""
         w, f, attend = self.w, self.flash, self.attend
         if f.keys is not None:
             keys = self.arguments.size(f.keys)
@@ -152,6 +153,8 @@ class _Flash:
         w("open = 0")
         if attend.window is not None:
             w(f"begin = tl.maximum(earliest - {attend.window - 1}, 0) // {f.tokens} * {f.tokens}")
+            if attend.first:
+                w(f"leading = tl.minimum({-(-attend.first // f.tokens) * f.tokens}, begin)")
             whole = (
                 f"tl.cdiv(tl.maximum(tl.max(tl.max(position, 1), 0) - {attend.window - 1}, 0), {f.tokens}) * {f.tokens}"
             )

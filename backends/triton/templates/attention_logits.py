@@ -165,7 +165,8 @@ def emit_seen(w: Writer, arguments: Arguments, form: Form, queries: Queries, tok
         if attend.causal:
             parts.append(f"({token}[None, :] <= {queries.position})")
         if attend.window is not None:
-            parts.append(f"({queries.position} - {token}[None, :] < {attend.window})")
+            near = f"({queries.position} - {token}[None, :] < {attend.window})"
+            parts.append(f"({near} | ({token}[None, :] < {attend.first}))" if attend.first else near)
     if attend.mask is not None:
         parts.append(f"({_added(w, arguments, attend.mask, queries, tokens)} != 0.0)")
     return " & ".join(parts)

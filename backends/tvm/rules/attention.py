@@ -269,6 +269,7 @@ def _form(attend: Attend, device: Device, queries: int, few: bool, storage: Stor
         blocks=wide,
         vectors=vectors,
         window=attend.window,
+        first=attend.first,
         softcap=attend.softcap,
         causal=attend.causal,
         table=0 if attend.table is None else int(attend.table.shape[1]),  # type: ignore[arg-type]

@@ -57,12 +57,12 @@ def _block(
     sums = Sums(*(whole(w, f"tid * {rows * width}") for width in (f.v_width, 16, BLOCK)))
     begin(w, f, sums, count)
     lowest, latest, least, most = kernel.bounds(b, first, last)
-    start, tiles = tile_span(w, lowest, most)
+    span = tile_span(w, f, lowest, most)
     q_row = kernel.query_row(b, g, first)
     if f.prefix:
         with kernel.tiles("T.int64(0)", tiles_of(kernel)) as tile:
             fold_prefix(kernel, g, q_row, sums, f"tid * {scratch}", tile, count)
-    with kernel.tiles(start, f"({start} + {tiles})") as tile:
+    with kernel.tiles("T.int64(0)", span.count, span) as tile:
         a = kernel.places(b, g, q_row, sums, f"tid * {scratch}", tile, most, count)
         kernel.fold(a, b, g, first, f"{tile} >= {latest} and {tile} + {KEYS} <= {least}")
     with w.block(f"for r in T.serial({count}):"):

@@ -49,6 +49,8 @@ class Form:
     blocks: int
     vectors: int
     window: int | None = None
+    first: int = 0
+    """Keys that are seen besides those of the window."""
     softcap: float | None = None
     causal: bool = True
     table: int = 0

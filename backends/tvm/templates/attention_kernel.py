@@ -210,10 +210,11 @@ class AttentionKernel:
         )
 
     @contextmanager
-    def tiles(self, first: str, end: str) -> Iterator[str]:
-        """For the tiles [first, end): gives the text of a tile's first key."""
+    def tiles(self, first: str, end: str, span: Span | None = None) -> Iterator[str]:
+        """For the tiles [first, end), counted in a span where there is one: gives the text of a tile's first key."""
         with self.w.block(f"for number in T.serial({end} - {first}):"):
-            yield whole(self.w, f"({first} + number) * {KEYS}")
+            tile = f"({first} + number)"
+            yield whole(self.w, f"{tile if span is None else span.at(whole(self.w, tile))} * {KEYS}")
 
     def write(self, o: str, scale: str, b: str, head: str, s: str, strides: list[str]) -> None:
         """Store a row of the result from `res[o:]`, multiplied by a vector `scale`."""
@@ -231,11 +232,31 @@ class AttentionKernel:
                 w.store("out", f"{base} + {v * 16 + lane} * {strides[3]}", x.out_dtype, f"{lanes}[{lane}]", 1)
 
 
-def tile_span(w: Writer, lowest: str, most: str) -> tuple[str, str]:
-    """The first tile and the number of tiles that hold keys [lowest, most)."""
+@dataclass(frozen=True)
+class Span:
+    """The `count` tiles that rows see: those from `start` on, and before them the first `extra` if there are any."""
+
+    start: str
+    count: str
+    extra: str = ""
+
+    def at(self, index: str) -> str:
+        """The number of the tile with an index among these."""
+        behind = f"({self.start} + {index})"
+        if not self.extra:
+            return behind
+        return f"T.if_then_else({index} < {self.extra}, {index}, {behind} - {self.extra})"
+
+
+def tile_span(w: Writer, f: Form, lowest: str, most: str) -> Span:
+    """The tiles that hold keys [lowest, most), and the first keys that a form sees besides."""
     some = f"{most} > 0"
     start = whole(w, f"T.if_then_else({some}, {lowest} // {KEYS}, T.int64(0))")
-    return start, whole(w, f"T.if_then_else({some}, ({most} + {KEYS - 1}) // {KEYS} - {start}, T.int64(0))")
+    count = whole(w, f"T.if_then_else({some}, ({most} + {KEYS - 1}) // {KEYS} - {start}, T.int64(0))")
+    if not f.first:
+        return Span(start, count)
+    extra = whole(w, f"T.min(T.int64({-(-f.first // KEYS)}), {start})")
+    return Span(start, whole(w, f"{count} + {extra}"), extra)
 
 
 def declare_result(kernel: AttentionKernel) -> None:

@@ -17,6 +17,7 @@ from irx.backends.tvm.templates.attention_form import BLOCK, KEYS, Form
 from irx.backends.tvm.templates.attention_kernel import (
     AttentionKernel,
     Sources,
+    Span,
     declare_result,
     sink_of,
     tile_span,
@@ -70,11 +71,10 @@ def _split(f: Form, x: Sources, left: dict[str, Temporary]) -> Call:
         _prefix(kernel, mine, room, count, scratch, first, end)
     with _heads(kernel) as head:
         from_tile = whole(w, f"T.max({first} - {head.done}, T.int64(0))")
-        to_tile = whole(w, f"T.min({end} - {head.done}, {head.tiles})")
+        to_tile = whole(w, f"T.min({end} - {head.done}, {head.span.count})")
         with w.block(f"if {from_tile} < {to_tile}:"):
             row = whole(w, f"{mine} + (b * {f.groups} + g) * {room}")
-            span = (f"{head.start} + {from_tile}", f"{head.start} + {to_tile}")
-            _segment(kernel, row, count, scratch, span, head)
+            _segment(kernel, row, count, scratch, (from_tile, to_tile), head)
     return kernel.arguments.call("attention_split", w, f"attention to {f.store.name} keys, split", llvm=functions(f))
 
 
@@ -109,12 +109,11 @@ def _prefix(kernel: AttentionKernel, mine: str, room: str, count: str, scratch: 
 
 @dataclass(frozen=True)
 class _Head:
-    """Names in the loops over rows `b` and heads `g`: tiles `done` before this head, its own `tiles` from `start` on,
-    and what its queries see, as `bounds` gives it."""
+    """Names in the loops over rows `b` and heads `g`: tiles `done` before this head, its own, and what its queries see,
+    as `bounds` gives it."""
 
     done: str
-    start: str
-    tiles: str
+    span: Span
     latest: str
     least: str
     most: str
@@ -127,20 +126,20 @@ def _heads(kernel: AttentionKernel) -> Iterator[_Head]:
     done = w.register(_prefix_tiles(kernel), dtype="int64", lanes=1)
     with w.block(f"for b in T.serial({kernel.batch}):"):
         lowest, latest, least, most = kernel.bounds("b", "T.int64(0)", kernel.length)
-        start, tiles = tile_span(w, lowest, most)
+        span = tile_span(w, kernel.f, lowest, most)
         with w.block(f"for g in T.serial({kernel.f.groups}):"):
-            yield _Head(done, start, tiles, latest, least, most)
-            w(f"{done} = {done} + {tiles}")
+            yield _Head(done, span, latest, least, most)
+            w(f"{done} = {done} + {span.count}")
 
 
-def _segment(kernel: AttentionKernel, row: str, count: str, scratch: str, span: tuple[str, str], head: _Head) -> None:
+def _segment(kernel: AttentionKernel, row: str, count: str, scratch: str, mine: tuple[str, str], head: _Head) -> None:
     """The tiles of one head that fall to this thread."""
     w, f = kernel.w, kernel.f
     sums = Sums(whole(w, f"{row} * {f.v_width}"), row, whole(w, f"{row} * {BLOCK}"))
     q_row = kernel.query_row("b", "g", "T.int64(0)")
     begin(w, f, sums, count)
-    with kernel.tiles(*span) as tile:
-        ahead = kernel.ahead(tile, head.start, span[1])
+    with kernel.tiles(*mine, head.span) as tile:
+        ahead = kernel.ahead(tile, head.span.start, head.span.at(mine[1]))
         a = kernel.places("b", "g", q_row, sums, scratch, tile, head.most, count, ahead)
         unmasked = f"{tile} >= {head.latest} and {tile} + {KEYS} <= {head.least}"
         kernel.fold(a, "b", "g", "T.int64(0)", unmasked)
@@ -156,8 +155,8 @@ def _all_tiles(kernel: AttentionKernel) -> str:
     every = w.register(_prefix_tiles(kernel), dtype="int64", lanes=1)
     with w.block(f"for b in T.serial({kernel.batch}):"):
         lowest, _, _, most = kernel.bounds("b", "T.int64(0)", kernel.length)
-        _, tiles = tile_span(w, lowest, most)
-        w(f"{every} = {every} + {tiles} * {kernel.f.groups}")
+        span = tile_span(w, kernel.f, lowest, most)
+        w(f"{every} = {every} + {span.count} * {kernel.f.groups}")
     return every
 
 
@@ -188,7 +187,7 @@ def _combine(f: Form, x: Sources, left: dict[str, Temporary]) -> Call:
         skipped = whole(w, f"(tid + nt - {number} % nt) % nt")
         with w.block(f"for turn in T.serial(({count} - {skipped} + nt - 1) // nt):"):
             r = whole(w, f"{skipped} + turn * nt")
-            parts = [_Part(head.done, head.tiles, f"(b * {f.groups} + g) * {room} + {r}")]
+            parts = [_Part(head.done, head.span.count, f"(b * {f.groups} + g) * {room} + {r}")]
             if f.prefix:
                 tiles = tiles_of(kernel)
                 shared = f"{_prefix_row(kernel, room, 'g')} + b * {count} + {r}"

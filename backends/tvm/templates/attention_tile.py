@@ -161,7 +161,7 @@ def softmax(w: Writer, f: Form, a: Places, row: RowTexts, unmasked: str) -> None
         low, high = (w.register(text, dtype="int32", lanes=1) for text in (row.low, row.high))
         with w.block(f"for j in T.unroll({KEYS // BLOCK}):"):
             keys = f'T.ramp(T.cast({key}, "int32"), 1, 16)'
-            seen = f"T.bitwise_and({keys} >= {splat(low)}, {keys} < {splat(high)})"
+            seen = f"T.bitwise_and({_not_before(f, keys, low)}, {keys} < {splat(high)})"
             w(f"{value} = T.Select({seen}, {value}, {constant(float('-inf'))})")
     now = _new_maximum(w, f, a, values)
     added = w.register(constant(0.0))
@@ -176,6 +176,12 @@ def softmax(w: Writer, f: Form, a: Places, row: RowTexts, unmasked: str) -> None
         _add_zeros(w, f, a, zeros)
     total = at("l", f"{a.sums.total} + r * {BLOCK}")
     w(f"{total} = {total} + {added}")
+
+
+def _not_before(f: Form, keys: str, low: str) -> str:
+    """Which of 16 keys are in a row's window or behind it, or among the first."""
+    inside = f"{keys} >= {splat(low)}"
+    return f"T.bitwise_or({inside}, {keys} < {splat(f'T.int32({f.first})')})" if f.first else inside
 
 
 def _parameter(f: Form, a: Places, name: str, key: str) -> str:

@@ -22,6 +22,7 @@ F32, BF16, F16 = 2e-6, 0.012, 2e-3
 # Two rows, the second shorter by padding; a step, and two tokens of which one row has none.
 CHUNKS = [[[*range(20)], [*range(19), -1]], [[20], [19]], [[21, 22], [-1, -1]]]
 ONE = [[[*range(33)]], [[33]]]
+ONE_MORE = [[[*range(23, 71)], [*range(20, 68)]]]  # tiles between those of the first tokens and of the window
 
 
 @pytest.mark.parametrize(
@@ -57,11 +58,12 @@ ONE = [[[*range(33)]], [[33]]]
         ({"storage": "f32, page=7", "rotated": 8, "how": "scale=0.25, window=9"}, CHUNKS, F32),
         ({"dtype": "bf16", "storage": "bf16, code=token4, page=5", "dim": 80, "groups": 2}, CHUNKS, BF16),
         ({"layout": "blocked", "storage": "f32, code=token8, page=64", "dim": 40}, ONE, F32),
+        ({"rotated": 8, "how": "scale=0.25, window=5, first=3"}, [*CHUNKS, *ONE_MORE], F32),
     ],
     ids=[
         *("half", "interleaved", "capped", "odd", "wide", "bf16", "bf16_odd", "f16", "mixed", "i8", "token8", "token4"),
         *("token4_odd", "token4_bf16", "token8_f16", "blocked_bf16", "blocked_token4"),
-        *("pages", "pages_odd", "pages_token4", "pages_blocked"),
+        *("pages", "pages_odd", "pages_token4", "pages_blocked", "window_and_first"),
     ],
 )
 def test_a_cache_call_after_call(how: dict[str, Any], chunks: Any, tolerance: float) -> None:

@@ -73,6 +73,15 @@ def test_threads_share_the_keys_of_one_step(threads: int) -> None:
     assert error(run_chunks(body, chunks, threads=threads)) < F32
 
 
+@pytest.mark.parametrize("first", [2, 70])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("f32", F32), ("bf16", BF16)])
+def test_first_tokens_are_seen_besides_a_window(first: int, dtype: str, tolerance: float) -> None:
+    """In the tile where the window begins, in tiles of their own, and where the window has them already."""
+    body = decoder(dtype=dtype, how=f"scale=0.25, window=20, first={first}")
+    chunks = [[[*range(333)], [-1] * 332 + [0], [-1] * 200 + [*range(133)]], [[333], [1], [133]]]
+    assert error(run_chunks(body, [*chunks, [[334, 335, 336], [2, 3, 4], [134, -1, -1]]], threads=2)) < tolerance
+
+
 def test_a_decode_graph_has_one_case() -> None:
     body = decoder(length="1", rotated=8)
     lowered = rule(body, choices())

@@ -13,6 +13,7 @@ import torch
 import irx
 from irx.analysis.calibration import Calibration
 from irx.analysis.reference import evaluate
+from irx.backends.torch.kernels import eviction
 from irx.backends.tvm.codegen import missing
 from irx.errors import CalibrationNeeded, TokensEvicted
 from irx.ir.dims import Range
@@ -147,6 +148,21 @@ def test_padded_rows_are_the_rows_alone(target: str) -> None:
         own = tokens[row : row + 1]
         wanted = [alone.append(own[:, start:24]), *(alone.append(own[:, i : i + 1]) for i in range(24, 28))]
         assert torch.allclose(torch.cat(found, 1)[row], torch.cat(wanted, 1)[0], atol=2e-5), row
+
+
+@pytest.mark.parametrize("text", SCORERS[:2])
+def test_queries_one_by_one_choose_what_all_at_once_do(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, tokens = compiled("torch:cpu", text), torch.from_numpy(ids())
+    mask = (torch.arange(24) >= torch.tensor([[0], [10]])).long()
+
+    def found() -> torch.Tensor:
+        session = made.session(2)
+        session.append(tokens[:, :24], mask)
+        return session.append(tokens[:, 24:25])
+
+    at_once = found()
+    monkeypatch.setattr(eviction, "_LOGITS", {"cpu": 1})
+    assert torch.allclose(found(), at_once, atol=1e-5)
 
 
 @KERNELS
