@@ -100,12 +100,12 @@ def _u4(x: Floats) -> tuple[Bytes, ...]:
 
 def _q5_0(x: Floats) -> tuple[Bytes, ...]:
     scale, codes = _all_codes(x, 5)
-    return _half(scale), _fifth_bits(codes), _nibbles(codes & 15)
+    return _half(scale), _fifth_bits(codes), _nibbles(codes & np.uint8(15))
 
 
 def _q5_1(x: Floats) -> tuple[Bytes, ...]:
     scale, minimum, codes = _between_extremes(x, 5)
-    return _half(scale), _half(minimum), _fifth_bits(codes), _nibbles(codes & 15)
+    return _half(scale), _half(minimum), _fifth_bits(codes), _nibbles(codes & np.uint8(15))
 
 
 def _signed(x: Floats) -> tuple[Floats, Bytes]:

@@ -74,7 +74,8 @@ def _received(
     columns = pos.argsort(dim=1, stable=True)[:, -count:]  # the last real tokens; padding is before them
     oldest = torch.tensor(lengths, device=pos.device)[:, None] - (rows or max(lengths))
     found = torch.zeros(batch, groups, slots, device=keys.device)
-    for some in columns.split(max(1, _LOGITS[keys.device.type] // (batch * q.shape[1] * slots)), dim=1):
+    together = max(1, _LOGITS[keys.device.type] // (batch * q.shape[1] * slots))
+    for some in torch.split(columns, together, dim=1):
         at = pos.gather(1, some)
         at = at.masked_fill(at < oldest, -1)
         there = int((places <= at.max()).sum(2).max())  # later slots are not seen by any of these queries

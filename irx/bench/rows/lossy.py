@@ -119,7 +119,8 @@ class Searched:
     def _compiled(self, lab: Lab, pipeline: str, **options: Any) -> Any:
         import irx
 
-        data, budget = [text()[: QUICK_LETTERS if lab.quick else LETTERS]], irx.Budget(**{self.metric: self.most})
+        limits: dict[str, Any] = {self.metric: self.most}
+        data, budget = [text()[: QUICK_LETTERS if lab.quick else LETTERS]], irx.Budget(**limits)
         return lab.irx_with("f32", pipeline, budget=budget, data=data, context=self.context, **options)
 
     def _alone(self, lab: Lab, family: str) -> Ready:
