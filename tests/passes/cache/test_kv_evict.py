@@ -150,13 +150,16 @@ def test_padded_rows_are_the_rows_alone(target: str) -> None:
         assert torch.allclose(torch.cat(found, 1)[row], torch.cat(wanted, 1)[0], atol=2e-5), row
 
 
+@pytest.mark.parametrize("padding", [[0, 10], [7]], ids=str)
 @pytest.mark.parametrize("text", SCORERS[:2])
-def test_queries_one_by_one_choose_what_all_at_once_do(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, tokens = compiled("torch:cpu", text), torch.from_numpy(ids())
-    mask = (torch.arange(24) >= torch.tensor([[0], [10]])).long()
+def test_queries_one_by_one_choose_what_all_at_once_do(
+    text: str, padding: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, tokens = compiled("torch:cpu", text), torch.from_numpy(ids(len(padding)))
+    mask = (torch.arange(24) >= torch.tensor(padding)[:, None]).long()
 
     def found() -> torch.Tensor:
-        session = made.session(2)
+        session = made.session(len(padding))
         session.append(tokens[:, :24], mask)
         return session.append(tokens[:, 24:25])
 
