@@ -72,7 +72,8 @@ def test_the_gguf_packages_quantizers_agree(form: str) -> None:
     if not minimum:
         np.testing.assert_array_equal(scales(form, raw), scales(form, other))
     ours, theirs = unpack(raw, form), unpack(other, form)
-    assert (np.abs(ours - theirs) <= (1.05 if minimum else 1.001) * scales(form, other)).all()
+    most = 1.05 if form == "q5_1" else 1.001  # beside its steps the rounding of a minimum counts
+    assert (np.abs(ours - theirs) <= most * scales(form, other)).all()
     assert (ours == theirs).mean() > (0.3 if minimum else 0.95)
     # Codes are chosen for the stored scale here, and for the scale before its rounding there.
     assert np.square(ours - values).sum() <= 1.002 * np.square(theirs - values).sum()

@@ -70,7 +70,6 @@ def _received(
 ) -> Tensor:  # fmt: skip
     """The attention that each slot gets from the last `rows` tokens of its row (0: all): f32[B, G, T]."""
     batch, groups, slots = places.shape
-    shared = q.shape[1] // groups
     count = min(rows or pos.shape[1], pos.shape[1])
     columns = pos.argsort(dim=1, stable=True)[:, -count:]  # the last real tokens; padding is before them
     oldest = torch.tensor(lengths, device=pos.device)[:, None] - (rows or max(lengths))
@@ -82,7 +81,7 @@ def _received(
         there = int((places <= at.max()).sum(2).max())  # later slots are not seen by any of these queries
         queries = q.gather(2, some[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3]))
         p = _shares(queries, keys[:, :, :there], places[..., :there], at, sinks, scale, softcap)
-        found[..., :there] += p.sum(2).view(batch, groups, shared, there).sum(2)
+        found[..., :there] += torch.unflatten(p, 1, (groups, -1)).sum((2, 3))
     return found
 
 
@@ -92,8 +91,7 @@ def _shares(
     """softmax(q k^T) of queries at `at` [B, R], nothing for those at -1: f32[B, H, R, T]."""
     seen = (places[:, :, None] <= at[:, None, :, None]) & (places >= 0)[:, :, None]
     logits = logits_of(q, keys, scale, softcap)
-    by_group = logits.view(*keys.shape[:2], q.shape[1] // keys.shape[1], *logits.shape[2:])
-    by_group.masked_fill_(~seen[:, :, None], -torch.inf)
+    torch.unflatten(logits, 1, (keys.shape[1], -1)).masked_fill_(~seen[:, :, None], -torch.inf)
     if sinks is not None:
         sink = sinks.to(logits.dtype)[:, None, None].expand(*logits.shape[:3], 1)
         return torch.cat([logits, sink], -1).softmax(-1)[..., :-1].nan_to_num().float()

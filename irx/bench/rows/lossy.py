@@ -70,16 +70,19 @@ class Searched:
     name: str = "lossy"
 
     @property
+    def limit(self) -> str:
+        """The budget."""
+        return f"{self.metric} at most {self.most}"
+
+    @property
     def label(self) -> str:
         """The budget, and what is special about the steps."""
-        behind = "" if self.context == CONTEXT else f" behind {self.context} tokens"
-        return f"{self.metric} at most {self.most}{behind}"
+        return self.limit if self.context == CONTEXT else f"{self.limit} behind {self.context} tokens"
 
     @property
     def title(self) -> str:
         """What is measured."""
-        budget = f"{self.metric} at most {self.most}"
-        return f"SmolLM2 in float32 under a budget, {budget}: one decode step at a context of {self.context} tokens"
+        return f"SmolLM2 in float32 under a budget, {self.limit}: one decode step at a context of {self.context} tokens"
 
     def measure(self, lab: Lab) -> Iterator[Result]:
         """Times in turns, with what was chosen and what it spends."""
